@@ -23,7 +23,7 @@ def save_gif(frames, path, duration=0.08, hold=1.5):
 
     frames: sequence of uint8 arrays, all [H, W, 3] or all [H, W] (grey), all of one size.
     duration, hold: seconds that a frame, and the last frame, stay, from 0.01 to 60 (a GIF counts in hundredths).
-    Raises ValueError for anything else, OSError if the file cannot be written. `path` appears whole or not at all.
+    Raises ValueError for anything else, OSError if it cannot be written. An old file gives way only to a whole new one.
     """
     path, frames = Path(path), [np.asarray(frame) for frame in frames]
     if path.suffix.lower() != ".gif":
@@ -45,9 +45,15 @@ def save_gif(frames, path, duration=0.08, hold=1.5):
     delays = [round(100 * duration) * 10] * (len(frames) - 1) + [round(100 * hold) * 10]  # in milliseconds
     delays = delays if len(frames) > 1 else delays[0]  # Pillow takes no list for a single frame
     gif = iio.imwrite("<bytes>", np.stack(frames), extension=".gif", duration=delays, loop=0)
+    return write_whole(path, gif)
+
+
+def write_whole(path, data):
+    """Write bytes to `path` so that it appears whole or not at all, and return it. Raises OSError."""
+    path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}")  # same folder, so that the move is a rename
     try:
-        aside.write_bytes(gif)
+        aside.write_bytes(data)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
