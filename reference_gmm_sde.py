@@ -1,14 +1,36 @@
 """The judge: a Gaussian mixture diffuses in closed form, so every sampler can be compared with the truth.
 
-    x_t = alpha_t x_0 + sigma_t eps                                 the kernel; alpha_t = exp(-B(t)/2)
-    p_t = sum_k w_k N(alpha_t mu_k, alpha_t^2 S_k + sigma_t^2 I)    so a mixture stays a mixture
-    dx  = [-beta x/2 - beta score(x, t)] dt + sqrt(beta) dW         and is drawn by running time backwards
+    x_t = alpha_t x_0 + sigma_t eps,   alpha_t = exp(-B(t)/2)       the VP kernel, t = 0 data, t = 1 noise
+    p_t = sum_k w_k N(alpha_t mu_k, alpha_t^2 S_k + sigma_t^2 I)    hence a mixture stays a mixture, its score is known,
+    dx  = [-beta x/2 - beta score(x, t)] dt + sqrt(beta) dW         and this, run from t = 1 to 0, turns noise into data
+
+    python reference_gmm_sde.py --shape S --sampler sde --steps 1000 --n_particles 4000 --seed 0 --vis_every 25
+
+takes @SIM@ seconds on a laptop core and writes to outputs/reference_gmm_sde/S_sde_seed0/: the frames, reverse_diffusion.gif
+(4,000 points of noise condense into a letter S), initial.npy and final.npy, mixture.npz, and metrics.json with the
+distance to exact samples beside its floor, which is what exact samples score themselves. `--sampler ode` is noiseless.
+
+    python reference_gmm_sde.py --audit
+
+takes @AUDIT@ seconds and puts every formula and integrator in this file on trial: a table of expected and measured values.
+Left out: anything learned. The torch scripts are judged by what is here, so nothing here is shared with them.
 """
 
+import argparse
+import io
+import json
+import math
+import sys
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import pairwise
+from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
+from tqdm import tqdm
+
+from make_gif import save_gif, write_whole
 
 # --------------------------------------------------------------------------------------------------------- the schedule
 
@@ -115,30 +137,29 @@ class GaussianMixture:
         w = self.weights[members]
         return GaussianMixture(w / w.sum(), self.means[members], self.covs[members], self.schedule)
 
-    def _pieces(self, x, t, size=1024):
+    def _pieces(self, x, t, size=512):
         """For pieces of at most `size` points (they stay in the processor's cache), yield
 
-        rows, r = p(component | x_t): [K, n], log p_t(x): [n], squared whitened distances along each axis: [D, K, n].
+        rows, r = p(component | x_t): [K, n], log p_t(x): [n], half squares of the whitened distances: [D, K, n].
         """
         x = np.asarray(x, dtype=np.float64)
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"points must be [N, {self.dim}], not {list(x.shape)}")
         alpha, sigma = self.schedule.alpha_sigma(t)
         v = alpha**2 * self.eigenvalues + sigma**2  # variances along the axes at time t: [K, D]
-        W = self.axes / np.sqrt(v)[:, None, :]
-        shift = -alpha * np.einsum("kij,ki->kj", W, self.means)
-        # whitening x - alpha mu_k is affine in x: one matrix product for all components. Expanding the square instead
-        # is a little faster, but loses digits like (|x| / std)^2 when components lie far apart.
-        W = np.concatenate([W, shift[:, None, :]], axis=1).transpose(2, 0, 1)  # [D, K, D + 1]
+        # Whitening x - alpha mu_k is affine in x: one matrix product for all components. Expanding the square as well
+        # would be a little faster, but loses digits like (|x| / std)^2 when components lie far apart.
+        W = self.axes / np.sqrt(2 * v)[:, None, :]
+        W = np.concatenate([W, -alpha * np.einsum("kij,ki->kj", W, self.means)[:, None, :]], axis=1)
+        W = W.transpose(2, 0, 1).reshape(-1, self.dim + 1)  # [D K, D + 1]
         with np.errstate(divide="ignore"):  # the logarithm of a weight of zero
-            log_w = np.log(self.weights) - 0.5 * np.log(2 * np.pi * v).sum(axis=1)
+            log_w = (np.log(self.weights) - 0.5 * np.log(2 * np.pi * v).sum(axis=1))[:, None]
         for start in range(0, len(x), size):
             rows = slice(start, start + size)
-            x1 = np.concatenate([x[rows].T, np.ones((1, len(x[rows])))])
-            z = (W.reshape(-1, self.dim + 1) @ x1).reshape(self.dim, len(v), -1)
+            z = W @ np.concatenate([x[rows].T, np.ones((1, len(x[rows])))])
+            z = z.reshape(self.dim, len(v), -1)
             r = np.einsum("dkn,dkn->kn", z, z)
-            r *= -0.5
-            r += log_w[:, None]
+            np.subtract(log_w, r, out=r)
             top = r.max(axis=0)  # logsumexp: the largest term becomes exp(0)
             r -= top
             np.exp(r, out=r)
@@ -151,8 +172,9 @@ class GaussianMixture:
         table = np.concatenate([constant, matrix.reshape(len(matrix), -1)], axis=1).T  # [D + D^2, K]
         out = np.empty(np.shape(x))
         for rows, r, _, _ in self._pieces(x, t):
-            c, M = np.split(table @ r, [self.dim])
-            out[rows] = c.T + np.einsum("ijn,nj->ni", M.reshape(self.dim, self.dim, -1), x[rows])
+            mean = table @ r
+            out[rows] = mean[: self.dim].T
+            out[rows] += np.einsum("ijn,nj->ni", mean[self.dim :].reshape(self.dim, self.dim, -1), x[rows])
         return out
 
     def log_prob(self, x, t=0.0):
@@ -180,9 +202,11 @@ class GaussianMixture:
         """The score [N, D] and its divergence, the trace of the Hessian of log p_t: [N]."""
         alpha, sigma = self.schedule.alpha_sigma(t)
         precision = 1 / (alpha**2 * self.eigenvalues + sigma**2)  # [K, D]
-        score, divergence = self.score(x, t), np.empty(len(x))
+        P_root = (self.axes * np.sqrt(2 * precision)[:, None, :]).transpose(1, 2, 0).reshape(self.dim, -1)
+        score, divergence = np.empty(np.shape(x)), np.empty(len(x))
         for rows, r, _, z in self._pieces(x, t):
-            norms = np.einsum("dkn,dkn,kd->kn", z, z, precision)  # |gradient of log N_k|^2
+            norms = 2 * np.einsum("dkn,dkn,kd->kn", z, z, precision)  # |gradient of log N_k|^2
+            score[rows] = -(P_root @ (r * z).reshape(P_root.shape[1], -1)).T
             divergence[rows] = (r * (norms - precision.sum(axis=1)[:, None])).sum(axis=0)
         return score, divergence - (score**2).sum(axis=1)
 
@@ -213,35 +237,26 @@ def mixture(name, schedule=VP):
         angle = 2 * np.pi * np.arange(24) / 24
         means = 2 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     elif name == "S":
-        means = letter_s(48)
+        angle = np.linspace(np.radians(25), np.radians(270), 2000)  # the upper bowl, from its open end to the middle
+        upper = np.stack([2 * np.cos(angle), 1.35 + 1.35 * np.sin(angle)], axis=1)
+        line = np.concatenate([upper, -upper[-2::-1]])  # half a turn makes the lower bowl
+        length = np.append(0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1)))
+        at = np.linspace(0, length[-1], 48)
+        means = np.stack([np.interp(at, length, line[:, i]) for i in (0, 1)], axis=1)
     else:
         raise ValueError(f"the shape must be S, circle or two, not {name!r}")
     return GaussianMixture(np.full(len(means), 1 / len(means)), means, [0.12**2 * np.eye(2)] * len(means), schedule)
 
 
-def letter_s(n):
-    """n points equally spaced along a letter S, 4 wide and centred on the origin: [n, 2]."""
-    angle = np.linspace(np.radians(25), np.radians(270), 2000)  # the upper bowl, from its open end to the middle
-    upper = np.stack([2 * np.cos(angle), 1.35 + 1.35 * np.sin(angle)], axis=1)
-    line = np.concatenate([upper, -upper[-2::-1]])  # half a turn makes the lower bowl
-    length = np.append(0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1)))
-    at = np.linspace(0, length[-1], n)
-    return np.stack([np.interp(at, length, line[:, 0]), np.interp(at, length, line[:, 1])], axis=1)
-
-
-def guide(u, c, w):
-    """Classifier-free guidance on scores or on eps: w = 0 gives u (unconditional), w = 1 gives c (conditional)."""
-    return u + w * (c - u)
-
-
 def guided_score(unconditional, conditional, x, t, w):
-    """Closed-form guided score of two mixtures: [N, D]. The guided eps is -sigma times it."""
-    return guide(unconditional.score(x, t), conditional.score(x, t), w)
+    """Classifier-free guidance between two mixtures: w = 0 unconditional, w = 1 plain conditional. [N, D]."""
+    s_u, s_c = unconditional.score(x, t), conditional.score(x, t)
+    return s_u + w * (s_c - s_u)
 
 
 def guided_eps(unconditional, conditional, x, t, w):
-    """Closed-form guided eps of two mixtures: [N, D]."""
-    return guide(unconditional.eps(x, t), conditional.eps(x, t), w)
+    """The same as a noise prediction, eps_u + w (eps_c - eps_u): [N, D]."""
+    return -unconditional.schedule.alpha_sigma(t)[1] * guided_score(unconditional, conditional, x, t, w)
 
 
 # ---------------------------------------------------------------------------------------------------------- integrators
@@ -336,7 +351,7 @@ def last(trajectory):
     return x
 
 
-def log_likelihood(gmm, x, steps=200):
+def log_likelihood(gmm, x, steps=600):
     """log p_0 of points x [N, D] in nats, [N], by the instantaneous change of variables (Chen et al. 2018).
 
     The probability flow carries x to t = 1, where p_1 is known in closed form; on the way d log p / dt = -div(dx/dt).
@@ -415,3 +430,329 @@ def sliced_wasserstein(x, y, n_projections, rng):
     u /= np.linalg.norm(u, axis=0)
     gap = np.sort(x @ u, axis=0) - np.sort(y @ u, axis=0)
     return float(np.sqrt((gap**2).mean()))
+
+
+# ------------------------------------------------------------------------------------------------------------- simulator
+
+
+def draw(snapshots, gmm, label):
+    """One image, uint8 [480, 480, 3], per snapshot (t, x [N, 2]): the cloud and the contours of p_t it should fill."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    axis = np.linspace(-4, 4, 121)
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    fig, ax = plt.subplots(figsize=(4.8, 4.8), dpi=100)
+    fig.subplots_adjust(0, 0, 1, 1)
+    ax.set(xlim=(-4, 4), ylim=(-4, 4))
+    ax.axis("off")
+    (points,) = ax.plot([], [], "o", ms=2.2, mew=0, alpha=0.45, color="#1f4e79")
+    ax.text(0.04, 0.95, label, transform=ax.transAxes, fontsize=11, color="0.25")
+    clock = ax.text(0.04, 0.04, "", transform=ax.transAxes, fontsize=11, color="0.25", family="monospace")
+    for t, x in snapshots:
+        density = np.exp(gmm.log_prob(grid, t))
+        ranked = np.sort(density)[::-1]
+        inside = np.cumsum(ranked) / ranked.sum()
+        levels = ranked[np.searchsorted(inside, [0.95, 0.5])]  # the lines enclose 95 % and 50 % of p_t
+        lines = ax.contour(axis, axis, density.reshape(121, 121), levels, colors="#e08214", linewidths=[1.0, 1.6])
+        points.set_data(x[:, 0], x[:, 1])
+        clock.set_text(f"t = {t:.3f}   noise = {gmm.schedule.alpha_sigma(t)[1]:.3f}")
+        fig.canvas.draw()
+        yield np.array(fig.canvas.buffer_rgba())[..., :3]
+        lines.remove()
+    plt.close(fig)
+
+
+def save_array(path, **arrays):
+    """One array as .npy, several as .npz, written whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays) if path.suffix == ".npz" else np.save(buffer, *arrays.values())
+    write_whole(path, buffer.getvalue())
+
+
+def save_json(path, value):
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def distances(x, target, seed):
+    """How far a cloud [N, 2] is from a mixture. A floor is the same figure for as many exact draws."""
+    rng = np.random.default_rng([seed, 1])
+    exact, fresh = target.sample(len(x), rng), target.sample(len(x), rng)
+    return {
+        "n": len(x),
+        "mmd2": mmd2_to_mixture(x, target),
+        "mmd2_floor": mmd2_to_mixture(fresh, target),
+        "sliced_wasserstein": sliced_wasserstein(x, exact, 100, rng),
+        "sliced_wasserstein_floor": sliced_wasserstein(fresh, exact, 100, rng),
+        "log_density": target.log_prob(x).mean(),
+        "log_density_floor": target.log_prob(fresh).mean(),
+    }
+
+
+def simulate(args, out):
+    """Run the simulator and write its files into the folder `out`. Nothing is written if the integration fails."""
+    schedule = VPSchedule(args.beta_min * args.total_time, args.beta_max * args.total_time)
+    gmm, times = mixture(args.shape, schedule), time_grid(args.steps, kind=args.grid, schedule=schedule)
+    rng = np.random.default_rng(args.seed)
+    start = gmm.sample(args.n_particles, rng) if args.forward else rng.standard_normal((args.n_particles, 2))
+    noise = (rng.standard_normal(start.shape) for _ in range(args.steps))
+    times = times[::-1] if args.forward else times
+    if args.sampler == "ode":
+        trajectory = rk4(gmm.score, start, times, schedule)
+    elif args.forward:
+        trajectory = forward_sde(start, times, schedule, noise)
+    else:
+        trajectory = euler_maruyama(gmm.score, start, times, schedule, noise)
+    snapshots = []
+    with np.errstate(all="ignore"):  # a blow-up is reported once, by the integrator
+        for i, (t, x) in enumerate(tqdm(trajectory, "steps", args.steps + 1, leave=False, disable=None)):
+            if not args.no_frames and (i % args.vis_every == 0 or i == args.steps):
+                snapshots.append((t, x[:20_000]))  # more points would only blacken the picture
+
+    save_json(out / "config.json", vars(args))
+    save_array(out / "initial.npy", x=start)
+    save_array(out / "final.npy", x=x)
+    save_array(out / "mixture.npz", weights=gmm.weights, means=gmm.means, covs=gmm.covs)
+    for old in [*out.glob("frame_*.png"), *out.glob("reverse_diffusion.gif")]:  # of a longer run
+        old.unlink()
+    if snapshots:
+        shown = set(np.linspace(0, len(snapshots) - 1, min(len(snapshots), 41)).round().astype(int))
+        label = ("forward" if args.forward else "reverse") + (" SDE" if args.sampler == "sde" else " probability flow")
+        movie = []
+        for i, image in enumerate(tqdm(draw(snapshots, gmm, label), "frames", len(snapshots), leave=False, disable=None)):
+            write_whole(out / f"frame_{i:04d}.png", iio.imwrite("<bytes>", image, extension=".png"))
+            if i in shown:
+                movie.append(image)
+        save_gif(movie, out / "reverse_diffusion.gif")
+    if not args.no_metrics:
+        metrics = distances(x, gmm.marginal(times[-1]), args.seed)
+        save_json(out / "metrics.json", metrics)
+        for name in ("mmd2", "sliced_wasserstein", "log_density"):
+            print(f"{name:20} {metrics[name]:10.5f}   exact samples {metrics[name + '_floor']:10.5f}")
+
+
+# ----------------------------------------------------------------------------------------------------------------- audit
+# Each row returns (claim, expected, measured, tolerance) and passes if |measured - expected| <= tolerance. The tolerances
+# come from theory or from what the claim is worth, not from what came out.
+
+
+def score_by_differences():
+    gmm, h, t = mixture("S"), 1e-5, 0.02
+    x = gmm.marginal(t).sample(500, np.random.default_rng(0))
+    slope = np.stack([gmm.log_prob(x + h * e, t) - gmm.log_prob(x - h * e, t) for e in np.eye(2)], axis=1) / (2 * h)
+    score = gmm.score(x, t)
+    # the error is h^2 times a third derivative, (h / 0.12)^2 relative, and rounding, 1e-16 |log p| / h
+    return "score = gradient of log p_t (central differences)", 0, np.abs(slope - score).max() / np.abs(score).max(), 1e-7
+
+
+def score_by_inverses():
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((5, 3, 3))
+    gmm = GaussianMixture(np.full(5, 0.2), 3 * rng.standard_normal((5, 3)), A @ A.transpose(0, 2, 1) + 0.1 * np.eye(3))
+    x, (alpha, sigma) = 4 * rng.standard_normal((200, 3)), VP.alpha_sigma(0.1)
+    density, gradient = 0, 0
+    for mu, S in zip(gmm.means, gmm.covs, strict=True):  # as a textbook writes it: an inverse and a determinant each
+        C, d = alpha**2 * S + sigma**2 * np.eye(3), x - alpha * mu
+        p = np.exp(-0.5 * np.einsum("ni,ij,nj->n", d, np.linalg.inv(C), d)) / np.sqrt(np.linalg.det(2 * np.pi * C))
+        density, gradient = density + p, gradient - p[:, None] * (d @ np.linalg.inv(C))
+    literal = gradient / density[:, None]
+    return "score = the textbook formula, relative", 0, np.abs(gmm.score(x, 0.1) / literal - 1).max(), 1e-10
+
+
+@cache
+def flow_endpoint(t_end):
+    """The S, 200 starting points at t = 1, and where the exact flow takes them (RK4, errors below 1e-11)."""
+    gmm, x = mixture("S"), np.random.default_rng(0).standard_normal((200, 2))
+    return gmm, x, last(rk4(gmm.score, x, time_grid(1500, t_end=t_end), VP))
+
+
+def flow_error(solver, steps, grid="quadratic", t_end=0.0):
+    gmm, x, exact = flow_endpoint(t_end)
+    y = last(solver(gmm.score, x, time_grid(steps, t_end=t_end, kind=grid), VP))
+    return np.median(np.linalg.norm(y - exact, axis=1))
+
+
+@cache
+def strong_errors(grid="quadratic", t_end=0.0, steps=(50, 100, 200, 400), finest=6400):
+    """Median distance of Euler-Maruyama to its own limit along the same Brownian paths, per number of steps."""
+    gmm, rng = mixture("S"), np.random.default_rng(0)
+    x, fine = rng.standard_normal((100, 2)), time_grid(finest, t_end=t_end, kind=grid)
+    dW = np.sqrt(-np.diff(fine))[:, None, None] * rng.standard_normal((finest, 100, 2))
+    ends = []
+    for n in (*steps, finest):
+        times = fine[:: finest // n]
+        z = dW.reshape(n, -1, 100, 2).sum(axis=1) / np.sqrt(-np.diff(times))[:, None, None]
+        ends.append(last(euler_maruyama(gmm.score, x, times, VP, z)))
+    return steps, [np.median(np.linalg.norm(y - ends[-1], axis=1)) for y in ends[:-1]]
+
+
+def order(solver, expected, tolerance, steps=(100, 200, 400), **where):
+    errors = [flow_error(solver, n, **where) for n in steps]
+    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    return f"order of {solver.__name__}, flow to t = {where.get('t_end', 0)}", expected, slope, tolerance
+
+
+def strong_order():
+    return "strong order of euler_maruyama, reverse SDE", 1, -np.polyfit(*np.log(strong_errors()), 1)[0], 0.2
+
+
+def rk4_at_50_steps():
+    return "rk4, 50 steps: distance to the exact flow, median", 0, flow_error(rk4, 50), 1e-6
+
+
+def marginals(name):
+    """The cloud against the closed form p_t on the way, by MMD^2 in units of a bound on its standard deviation: for n
+    exact samples var = 2 E[h^2] / n^2 with h the doubly centred kernel, and E[h^2] <= E[k^2]."""
+    gmm, rng, n, steps = mixture("S"), np.random.default_rng(0), 2000, 400
+    x, times = gmm.marginal(1.0).sample(n, rng), time_grid(steps)
+    noise = (rng.standard_normal(x.shape) for _ in range(steps))
+    run = euler_maruyama(gmm.score, x, times, VP, noise) if name == "SDE" else rk4(gmm.score, x, times, VP)
+    worst = 0
+    for i, (t, x) in enumerate(run):
+        if i and i % 80 == 0:
+            deviation = np.sqrt(2 * _kernel_sum(x, x, np.sqrt(0.5))) / n**2  # k^2 is a kernel of width sqrt(1/2)
+            worst = max(worst, abs(mmd2_to_mixture(x, gmm.marginal(t))) / deviation)
+    return f"{name}: marginals at 5 times, worst MMD^2 / its deviation", 0, worst, 4
+
+
+def likelihood():
+    gmm = mixture("S")
+    x = gmm.sample(1000, np.random.default_rng(0))
+    worst = np.abs(log_likelihood(gmm, x) - gmm.log_prob(x)).max()
+    return "log-likelihood by the flow, worst of 1,000 points (nats)", 0, worst, 1e-5
+
+
+def guided_variance(kind, w):
+    """Guide N(0, 2) to N(0, 1). The problem is linear, so the variance that a scheme ends with needs no sampling: one
+    particle per source of randomness (the start, the noise of each step), and the squares add up."""
+    wide, narrow = (GaussianMixture([1.0], [[0.0]], [[[v]]]) for v in (2.0, 1.0))
+
+    def exact(u):  # variance once alpha^2 = u, from matching starts
+        if kind == "flow":
+            return (1 + u) ** (1 - w)
+        log_term = math.log1p(u) if w == 0.5 else ((1 + u) ** (2 * w - 1) - 1) / (2 * w - 1)
+        return (1 + u) ** (2 - 2 * w) / u * log_term
+
+    def reached(steps):
+        sources = np.sqrt(exact(VP.alpha_sigma(1.0)[0] ** 2)) * np.eye(1, steps + 1).T
+        score, times = partial(guided_score, wide, narrow, w=w), time_grid(steps)
+        if kind == "flow":
+            return (last(rk4(score, sources, times, VP)) ** 2).sum()
+        noise = np.eye(steps, steps + 1, 1)[:, :, None]  # step i moves particle i + 1 only
+        return (last(euler_maruyama(score, sources, times, VP, noise)) ** 2).sum()
+
+    # the SDE scheme is first order in the variance: extrapolate, which leaves terms of order (beta dt)^2 < 1e-3
+    measured = reached(1000) if kind == "flow" else 2 * reached(1000) - reached(500)
+    return f"guided {kind}, w = {w}: final variance", exact(1.0), measured, 1e-6 if kind == "flow" else 1e-3
+
+
+AUDIT = [
+    score_by_differences,
+    score_by_inverses,
+    partial(order, euler, 1, 0.2),
+    partial(order, heun, 2, 0.2),
+    partial(order, rk4, 4, 0.3),
+    partial(order, dpmpp_2m, 2, 0.2, (200, 400, 800), grid="logsnr", t_end=0.01),
+    strong_order,
+    rk4_at_50_steps,
+    partial(marginals, "SDE"),
+    partial(marginals, "flow"),
+    likelihood,
+    partial(guided_variance, "flow", 1.5),
+    partial(guided_variance, "SDE", 1.5),
+    partial(guided_variance, "SDE", 0.5),
+]
+
+
+def plot_work_precision(path):
+    """Error at t = 0.01 on the log-SNR grid against score evaluations, for every solver."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(7, 4.6), dpi=120, layout="constrained")
+    curves = {"Euler-Maruyama (its own path)": strong_errors("logsnr", 0.01, (25, 50, 100, 200, 400, 800))}
+    for label, solver, cost in (("Euler", euler, 1), ("DPM-Solver++(2M)", dpmpp_2m, 1), ("Heun", heun, 2), ("RK4", rk4, 4)):
+        steps = [n // cost for n in (24, 48, 100, 200, 400, 800)]
+        curves[label] = [n * cost for n in steps], [flow_error(solver, n, "logsnr", 0.01) for n in steps]
+    for label, (work, errors) in curves.items():
+        (line,) = ax.loglog(work, errors, "o-", ms=4)
+        ax.annotate(label, (work[-1], errors[-1]), (8, 0), textcoords="offset points", va="center", color=line.get_color())
+    ax.set(xlabel="score evaluations", ylabel="median distance to the exact end point", xlim=(20, 4000))
+    ax.set_title("What a score evaluation buys, on the letter S", loc="left")
+    ax.grid(alpha=0.25, which="both", lw=0.5)
+    ax.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png")
+    plt.close(fig)
+    write_whole(path, buffer.getvalue())
+
+
+def audit(out):
+    """Print the table, write audit.json and audit.png into `out`, and return the number of rows that fail."""
+    rows = []
+    print(f"{'claim':62}{'expected':>10}{'measured':>12}{'tolerance':>11}")
+    for row in AUDIT:
+        claim, expected, measured, tolerance = row()
+        passed = bool(abs(measured - expected) <= tolerance)
+        rows.append({"claim": claim, "expected": float(expected), "measured": float(measured),
+                     "tolerance": float(tolerance), "pass": passed})  # fmt: skip
+        print(f"{claim:62}{expected:10.4g}{measured:12.4g}{tolerance:11.1g}  {'pass' if passed else 'FAIL'}", flush=True)
+    save_json(out / "audit.json", rows)
+    plot_work_precision(out / "audit.png")
+    return sum(not row["pass"] for row in rows)
+
+
+# ---------------------------------------------------------------------------------------------------------- command line
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description="Simulate diffusion with the exact score of a Gaussian mixture.")
+    add = partial(parser.add_argument)
+    add("--shape", choices=("S", "circle", "two"), default="S", help="mixture of Gaussians (default: %(default)s)")
+    add("--sampler", choices=("sde", "ode"), default="sde", help="Euler-Maruyama, or RK4 on the probability flow")
+    add("--steps", type=int, default=1000, help="integration steps (default: %(default)s)")
+    add("--n-particles", "--n_particles", type=int, default=4000, help="points, at least 2 (default: %(default)s)")
+    add("--grid", choices=("uniform", "quadratic", "logsnr"), default="quadratic", help="time steps (default: %(default)s)")
+    add("--beta-min", "--beta_min", type=float, default=0.1, help="noise rate at t = 0 (default: %(default)s)")
+    add("--beta-max", "--beta_max", type=float, default=20.0, help="noise rate at t = 1 (default: %(default)s)")
+    add("--total-time", "--total_time", type=float, default=1.0,
+        help="length of the diffusion: multiplies both rates, t stays in [0, 1] (default: %(default)s)")  # fmt: skip
+    add("--seed", type=int, default=0, help="decides every random number (default: %(default)s)")
+    add("--vis-every", "--vis_every", type=int, default=25, help="steps between two frames (default: %(default)s)")
+    add("--forward", action="store_true", help="dissolve data into noise instead; same files")
+    add("--no-frames", "--no_frames", action="store_true", help="no pictures and no GIF")
+    add("--no-metrics", "--no_metrics", action="store_true", help="no distances to exact samples")
+    add("--out", "--out-dir", metavar="DIR", help="output folder (default: outputs/reference_gmm_sde/...)")
+    add("--audit", action="store_true", help="check every claim of this file; exit status 1 if one fails")
+    args = parser.parse_args(argv)
+    for name, least in (("steps", 1), ("n_particles", 2), ("vis_every", 1), ("seed", 0)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
+    if not 0 < args.total_time < math.inf:
+        parser.error(f"--total-time must be positive and finite, not {args.total_time}")
+    return parser, args
+
+
+def main(argv=None):
+    parser, args = parse_args(argv)
+    folder = "audit" if args.audit else f"{args.shape}_{args.sampler}{'_forward' * args.forward}_seed{args.seed}"
+    out = Path(args.out or f"outputs/reference_gmm_sde/{folder}")
+    failures = 0
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if args.audit:
+            failures = audit(out)
+        else:
+            simulate(args, out)
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    print(f"files in {out}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
