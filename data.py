@@ -1,0 +1,205 @@
+"""Toy crystals, rendered: the data whose truth is known.
+
+A crystal is a lattice of isotropic Gaussian atoms, laid out around the image centre, turned by an angle and divided by its
+maximum.  With atoms at (a_x, a_y) and width s,
+
+    image[y, x] = sum_atoms exp(-(x - a_x)^2 / 2 s^2) exp(-(y - a_y)^2 / 2 s^2)  /  max,
+
+and because each Gaussian is a product of a column and a row, a whole image is one small matrix product.
+
+    python data.py                                   a preview, outputs/data/preview.png (2 s)
+    python data.py --build 50000 --out crystals.pt   a data set in one file (about 10 s)
+
+Image i of a seed is the same bits however it is asked for: its random numbers are a fixed stretch of one counter-based stream,
+and it is rendered in float64 before it is rounded to 8 bits.
+"""
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "tqdm>=4.66,<5"]
+# ///
+
+import argparse
+import math
+import os
+import sys
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+KINDS = ("square", "rectangular", "triangular", "honeycomb")
+MODES = ("rot-only", "simple", "full")
+THETA_MAX = math.pi / 3  # the range of angles, radians
+SPACING = 10.0  # lattice constant a of the modes that do not vary it, pixels
+ASPECT = (0.75, 1.35)  # rectangular: b = aspect * a, and no condition tells the aspect
+FULL_SPACING, FULL_VACANCY, FULL_JITTER = (6.0, 14.0), (0.0, 0.25), (0.0, 0.6)  # a in px, share removed, std in px
+CUTOFF = 6.0  # an atom further than this many widths from the image adds less than 2e-8 to any pixel
+
+
+# ---------------------------------------------------------------------------------------------------------------- rendering
+
+
+@lru_cache(maxsize=64)
+def sites(kind: int, radius: float) -> torch.Tensor:
+    """Atoms of an unrotated lattice of spacing 1 that can lie within `radius` of its origin: float64 [A, 2], x and y.
+
+    The second coordinate of a rectangular lattice (kind 1) is still to be multiplied by its aspect; the table reaches far
+    enough for the smallest one.
+    """
+    v2 = (0.5, math.sqrt(3) / 2) if kind in (2, 3) else (0.0, 1.0)
+    basis = [(0.0, 0.0), (0.5, math.sqrt(3) / 6)] if kind == 3 else [(0.0, 0.0)]
+    squeeze = ASPECT[0] if kind == 1 else 1.0
+    reach = math.ceil(2 * radius / squeeze) + 1
+    j, i = np.meshgrid(np.arange(-reach, reach + 1), np.arange(-reach, reach + 1), indexing="ij")
+    xy = np.stack([i + j * v2[0], j * v2[1]], -1).reshape(-1, 1, 2) + np.array(basis)  # (cells, atoms in a cell, 2)
+    xy = xy.reshape(-1, 2)
+    return torch.from_numpy(xy[np.hypot(xy[:, 0], xy[:, 1] * squeeze) <= radius])
+
+
+def reach(img_size: int, mode_full: bool) -> float:
+    """Radius, in units of the smallest spacing, beyond which no atom can be seen in the image."""
+    a, a_max, wander = (*FULL_SPACING, 5 * FULL_JITTER[1]) if mode_full else (SPACING, SPACING, 0.0)
+    return (img_size / math.sqrt(2) + 1 + CUTOFF * atom_width(a_max) + wander) / a
+
+
+def atom_width(spacing):
+    """Standard deviation of an atom in pixels, max(0.6, 0.12 a); floats or tensors."""
+    return spacing.mul(0.12).clamp_min(0.6) if torch.is_tensor(spacing) else max(0.6, 0.12 * spacing)
+
+
+def render(kind, theta, aspect=1.0, spacing=SPACING, keep=None, shift=None, img_size=64, device="cpu"):
+    """Crystals as float64 images [N, 1, H, W] in [0, 1], each with maximum 1.
+
+    kind: int [N]; theta: radians [N]; aspect (kind 1 only) and spacing (pixels): numbers or [N]; keep: bool [N, A], the
+    atoms that are there; shift: [N, A, 2], their displacement in pixels, in the order of `sites`.  Pixel i has its centre
+    at coordinate i and the lattice is turned about (W/2, H/2).  Float64 throughout, so that rounding to 8 bits gives the
+    same image on any device and in any batch (Apple's MPS has no float64: there it is rendered on the CPU).
+    """
+    target, device = torch.device(device), torch.device("cpu" if str(device).startswith("mps") else device)
+
+    def column(v):
+        return torch.as_tensor(v, dtype=torch.float64, device=device).expand(len(kind))
+
+    kind = torch.as_tensor(kind, device=device)
+    theta, aspect, spacing = column(theta), column(aspect), column(spacing)
+    image = torch.zeros(len(kind), img_size, img_size, dtype=torch.float64, device=device)
+    radius = reach(img_size, mode_full=keep is not None or bool((spacing != SPACING).any()))
+    pixel = torch.arange(img_size, dtype=torch.float64, device=device)
+    for k in range(len(KINDS)):  # one batch a lattice type: their atoms differ in number
+        (n,) = torch.where(kind == k)
+        if len(n) == 0:
+            continue
+        unit = sites(k, radius).to(device)  # (A, 2)
+        u = unit[:, 0] * spacing[n, None]
+        v = unit[:, 1] * spacing[n, None] * (aspect[n, None] if k == 1 else 1.0)
+        cos, sin = torch.cos(theta[n, None]), torch.sin(theta[n, None])
+        x, y = img_size / 2 + cos * u - sin * v, img_size / 2 + sin * u + cos * v  # atom centres: (n, A)
+        if shift is not None:
+            x, y = x + shift[n, : len(unit), 0].to(x), y + shift[n, : len(unit), 1].to(x)
+        s = math.sqrt(2) * atom_width(spacing[n, None, None])
+        # The exponent stops at -100, which is nothing to the image; left to underflow, it would make the product 10x slower.
+        row = ((pixel - y[..., None]) / s).square_().neg_().clamp_min_(-100).exp_()  # (n, A, H)
+        col = ((pixel - x[..., None]) / s).square_().neg_().clamp_min_(-100).exp_()  # (n, A, W)
+        if keep is not None:
+            row = row * keep[n, : len(unit), None].to(row)
+        image[n] = row.transpose(1, 2) @ col
+    image = image / image.amax((1, 2), keepdim=True)
+    return image[:, None].to(target, torch.float64 if target.type != "mps" else torch.float32)
+
+
+# -------------------------------------------------------------------------------------------------------------- the data set
+
+
+def uniforms(start: int, n: int, width: int, seed: int, stream: int = 0) -> np.ndarray:
+    """Rows start .. start + n of an endless table of uniform numbers [n, width] in [0, 1): row i is the same in any call.
+
+    Philox is counter-based, so the stream of (seed, stream) can be entered anywhere; a counter holds four numbers.
+    """
+    width4 = -(-width // 4) * 4
+    bits = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)).advance(start * width4 // 4)
+    return np.random.Generator(bits).random((n, width4))[:, :width]
+
+
+def crystal_labels(start: int, n: int, seed: int = 0, mode: str = "rot-only", n_types: int = 4, img_size: int = 64,
+                   stream: int = 0) -> dict:
+    """Everything that decides crystals start .. start + n of a seed: the keyword arguments of `render`.
+
+    stream 0 is training data, 1 held-out data.  Raises ValueError for an unknown mode or number of types.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    if not 1 <= n_types <= len(KINDS):
+        raise ValueError(f"the number of lattice types must be 1 to {len(KINDS)}, not {n_types}")
+    atoms = max(len(sites(k, reach(img_size, mode_full=True))) for k in range(len(KINDS))) if mode == "full" else 0
+    u = uniforms(start, n, 8 + 3 * atoms, seed, stream)
+
+    def spread(column, low, high):
+        return torch.from_numpy(low + (high - low) * u[:, column])
+
+    labels = dict(kind=torch.from_numpy((u[:, 0] * n_types).astype(np.int64)), theta=spread(1, 0.0, THETA_MAX),
+                  aspect=spread(2, *ASPECT))
+    if mode == "simple":
+        labels["theta"] = torch.zeros(n, dtype=torch.float64)
+    if mode == "full":
+        vacancy, jitter = spread(4, *FULL_VACANCY), spread(5, *FULL_JITTER)
+        per_atom = torch.from_numpy(u[:, 8:].reshape(n, atoms, 3))
+        labels |= dict(spacing=spread(3, *FULL_SPACING), keep=per_atom[..., 0] >= vacancy[:, None],
+                       shift=torch.special.ndtri(per_atom[..., 1:].clamp_min(1e-300)) * jitter[:, None, None],
+                       vacancy=vacancy, jitter=jitter)
+    return labels
+
+
+def crystal_batch(start: int, n: int, seed: int = 0, mode: str = "rot-only", n_types: int = 4, img_size: int = 64,
+                  device="cpu", stream: int = 0):
+    """Crystals start .. start + n of a seed, on the fly: x_u8 uint8 [n,1,H,W], y_cat int64 [n], y_cont float32 [n,4].
+
+    y_cont is [a, theta, vacancy, jitter] in mode full and [0, theta, 0, 0] otherwise.
+    """
+    labels = crystal_labels(start, n, seed, mode, n_types, img_size, stream)
+    vacancy, jitter = labels.pop("vacancy", torch.zeros(n)), labels.pop("jitter", torch.zeros(n))
+    x_u8 = to_u8(render(**labels, img_size=img_size, device=device))
+    y_cont = torch.stack([labels.get("spacing", torch.zeros(n)), labels["theta"], vacancy, jitter], 1)
+    return x_u8, labels["kind"].to(device), y_cont.to(device, torch.float32)
+
+
+def to_u8(x: torch.Tensor) -> torch.Tensor:
+    """[0, 1] to 0 .. 255, rounded to nearest."""
+    return (x * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def build(n: int, path, seed=0, mode="rot-only", n_types=4, img_size=64, chunk=1000):
+    """Render n crystals into one file: a dict of x_u8 uint8 [N,1,H,W], y_cat int64 [N], y_cont float32 [N,4]."""
+    parts = [crystal_batch(i, min(chunk, n - i), seed, mode, n_types, img_size)
+             for i in tqdm(range(0, n, chunk), desc="rendering", unit="k", disable=n < 5 * chunk)]
+    columns = dict(zip(("x_u8", "y_cat", "y_cont"), map(torch.cat, zip(*parts, strict=True)), strict=True))
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    torch.save(columns, aside)
+    os.replace(aside, path)
+
+
+def load_built(path) -> dict:
+    """A file made by `build`, checked.  Raises FileNotFoundError or ValueError with a sentence that names the fault."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no data file {path}; make one with: python data.py --build 50000 --out {path}")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is damaged or no data file; make one with: python data.py --build 50000 --out {path}")
+    try:
+        d = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged pickle raises; weights_only never runs code
+        raise ValueError(f"{path} cannot be read as a data file ({type(error).__name__})") from None
+    n = len(d["x_u8"]) if isinstance(d, dict) and torch.is_tensor(d.get("x_u8")) and d["x_u8"].ndim == 4 else 0
+    wanted = dict(x_u8=(torch.uint8, 4), y_cat=(torch.int64, 1), y_cont=(torch.float32, 2))
+    for key, (dtype, ndim) in wanted.items():
+        t = d.get(key) if isinstance(d, dict) else None
+        if not torch.is_tensor(t) or t.dtype != dtype or t.ndim != ndim or len(t) != n or n == 0:
+            raise ValueError(f"{path}: '{key}' should be {str(dtype)[6:]} with {ndim} axes and N rows, N the same for all")
+    if d["x_u8"].shape[1] != 1 or d["x_u8"].shape[2] != d["x_u8"].shape[3] or d["y_cont"].shape[1] != 4:
+        raise ValueError(f"{path}: x_u8 should be [N, 1, H, H] and y_cont [N, 4]")
+    if not (0 <= int(d["y_cat"].min()) and int(d["y_cat"].max()) < len(KINDS) and d["y_cont"].isfinite().all()):
+        raise ValueError(f"{path}: y_cat should be 0 to {len(KINDS) - 1} and y_cont finite")
+    return d
