@@ -1,0 +1,720 @@
+"""Crystals out of noise: a score model of the variance-preserving SDE, trained on toy crystals and run backwards.
+
+    x_t = alpha_t x_0 + sigma_t eps,          alpha_t = exp(-B(t)/2),  sigma_t^2 = 1 - exp(-B(t)),  beta(t) = B'(t)
+    dx  = [-beta x/2 - beta score(x, t)] dt + sqrt(beta) dW,  run from t = 1 to 0,  with  score = -eps_theta / sigma_t
+    eps = eps_u + w (eps_c - eps_u)           classifier-free guidance: w = 0 unconditional, w = 1 plain conditional
+
+    python vp_sde.py --steps 300 --cfg 1.5
+
+draws 36 crystals from the checkpoint that ships and writes samples.png, reverse_diffusion.gif, samples.npz and
+metrics.json to outputs/vp_sde/crystals_sde_seed0/.  Other lessons:
+
+    python vp_sde.py --sampler dpmpp --steps 10       the same crystals from 10 network calls a crystal
+    python vp_sde.py --oracle                         the same sampler with the closed-form denoiser: all error is its own
+    python vp_sde.py --cfg 0                          no condition: the network has to invent type, angle and aspect
+    python vp_sde.py --show sweep                     one noise, the angle asked for swept from 0 to 60 degrees: a GIF
+    python vp_sde.py --show strip                     a crystal dissolving, and the way back with its x_0 prediction
+    python vp_sde.py --train --out outputs/mine       train from nothing, then sample
+    python vp_sde.py --data S                         the same loop and samplers on 2-D points: a learned letter S
+
+VP-SDE: Song et al. 2021 (arXiv 2011.13456).  v-prediction: Salimans and Ho 2022 (2202.00512).  DPM-Solver++(2M): Lu et al.
+2022 (2211.01095).  Guidance: Ho and Salimans 2022 (2207.12598).  Left out: likelihoods, which reference_gmm_sde.py has.
+"""
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11", "tqdm>=4.66,<5"]
+# ///
+
+import argparse
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+import data
+import metrics
+import reference_gmm_sde as reference
+import training
+from make_gif import save_gif
+
+MODEL_FLAGS = ("data", "mode", "img_size", "n_types", "beta_min", "beta_max")  # the checkpoint knows these
+
+# ------------------------------------------------------------------------------------------------------------- the schedule
+
+
+@dataclass(frozen=True)
+class VP:
+    """The VP schedule with a linear beta(t).  Only B is defined, the rest is derived.  t: a tensor of times in [0, 1]."""
+
+    beta_min: float = 0.1
+    beta_max: float = 30.0
+
+    def B(self, t):  # integral of beta from 0 to t
+        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
+
+    def beta(self, t):
+        return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    def alpha_sigma(self, t):
+        """alpha_t and sigma_t, the kernel x_t = alpha x_0 + sigma eps.  sqrt(1 - alpha^2) would lose digits near t = 0."""
+        return torch.exp(-self.B(t) / 2), torch.sqrt(-torch.expm1(-self.B(t)))
+
+    def log_snr(self, t):
+        """log(alpha^2 / sigma^2)."""
+        return -self.B(t) - torch.log(-torch.expm1(-self.B(t)))
+
+    def at(self, t: float):
+        """beta, alpha and sigma of one time as Python numbers, computed in float64: what a sampler's step is made of."""
+        t = torch.tensor(t, dtype=torch.float64)
+        return float(self.beta(t)), *(float(v) for v in self.alpha_sigma(t))
+
+
+def like(v, x):
+    """[N] to [N, 1, 1, ...], so that one number a sample multiplies points, latents or images alike."""
+    return v.reshape(-1, *[1] * (x.ndim - 1))
+
+
+# -------------------------------------------------------------------------------------------------------------- the network
+
+
+class Condition(NamedTuple):
+    """What each of N samples is asked to be."""
+
+    kind: torch.Tensor  # lattice type: int64 [N]
+    cont: torch.Tensor  # [a, theta, vacancy, jitter], zeros where the mode does not vary it: float32 [N, 4]
+    known: torch.Tensor  # False: the network is told nothing (dropped in training, the unconditional half of guidance): [N]
+
+    def map(self, f):
+        return Condition(*map(f, self))
+
+    def dropped(self):
+        return self._replace(known=torch.zeros_like(self.known))
+
+
+def unit_waves(v, low, high, n):
+    """sin and cos of v at n frequencies spaced geometrically from low to high: [..., 2 n]."""
+    angle = v[..., None] * torch.logspace(math.log10(low), math.log10(high), n, device=v.device)
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions around a FiLM: the embedding of time and condition scales and shifts every channel."""
+
+    def __init__(self, width, d_emb):
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(4, width), nn.GroupNorm(4, width)
+        self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        self.film = nn.Linear(d_emb, 2 * width)
+        nn.init.zeros_(self.conv2.weight)  # a new block is the identity
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, h, emb):
+        scale, shift = self.film(emb)[:, :, None, None].chunk(2, 1)
+        r = self.conv1(F.silu(self.norm1(h)))
+        return h + self.conv2(F.silu(torch.addcmul(shift, self.norm2(r), 1 + scale)))
+
+
+class UNet(nn.Module):
+    """v_theta(x_t, t, c) for images [N, 1, H, W], H a multiple of 16; 2.2 M parameters, three resolutions.
+
+    It works on 4 x 4 cells of pixels, which makes it cheap enough for a laptop.  It has to know where it is, because the
+    lattice is laid out around the image centre: zero padding would tell only the border, so every cell gets its coordinates
+    and a few sines of them, *turned by the angle that is asked for* (unturned without a condition).  The turn spares the
+    network from learning products of position and angle to a hundredth of a pixel; spacing, lattice and atoms it learns.
+    """
+
+    def __init__(self, schedule, widths=(64, 128, 192), d_emb=256):
+        super().__init__()
+        self.schedule = schedule
+        a, b, c = widths
+        self.embed = nn.Sequential(nn.Linear(64 + 5 + 4 + 16, d_emb), nn.SiLU(), nn.Linear(d_emb, d_emb), nn.SiLU())
+        self.stem = nn.Conv2d(16 + 2 + 24, a, 3, padding=1)
+        self.down1, self.enc = nn.Conv2d(a, b, 2, stride=2), Block(b, d_emb)
+        self.down2, self.mid1, self.mid2 = nn.Conv2d(b, c, 2, stride=2), Block(c, d_emb), Block(c, d_emb)
+        self.up2, self.dec2 = nn.Conv2d(c, 4 * b, 1), Block(b, d_emb)
+        self.up1, self.dec1 = nn.Conv2d(b, 4 * a, 1), Block(a, d_emb)
+        self.norm, self.out = nn.GroupNorm(4, a), nn.Conv2d(a, 16, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def embedding(self, t, condition):
+        """Time as sines of its log-SNR, type one-hot, angle with its first harmonics: [N, d_emb]."""
+        kind, cont, known = condition
+        keep, theta = known.float()[:, None], cont[:, 1]
+        log_snr = self.schedule.log_snr(t.double().clamp_min(1e-9)) if t.device.type != "mps" else self.schedule.log_snr(t)
+        time = unit_waves(log_snr.float().clamp(-20, 20) / 2, 0.1, 20, 32)
+        harmonics = theta[:, None] * torch.arange(1, 9, device=t.device)
+        told = torch.cat([F.one_hot(kind, 4), cont * cont.new_tensor([0.1, 1, 4, 1]), harmonics.sin(), harmonics.cos()], 1)
+        return self.embed(torch.cat([time, told * keep, 1 - keep], 1))
+
+    def position(self, cells, condition):
+        """Cell centres in units of 32 pixels from the image centre, and their sines (wavelengths 128 to 8 px): [N, 26, ...]."""
+        theta = condition.cont[:, 1] * condition.known
+        centre = (4 * torch.arange(cells, device=theta.device) + 1.5 - 2 * cells) / 32
+        y, x = centre[:, None], centre[None, :]
+        cos, sin = theta.cos()[:, None, None], theta.sin()[:, None, None]
+        uv = torch.stack([cos * x + sin * y, cos * y - sin * x], 1)  # (N, 2, cells, cells)
+        return torch.cat([uv, unit_waves(uv, math.pi / 2, 8 * math.pi, 6).permute(0, 1, 4, 2, 3).flatten(1, 2)], 1)
+
+    def forward(self, x, t, condition):
+        with torch.autocast(x.device.type, enabled=False):  # positions and angles deserve all their digits
+            emb, position = self.embedding(t, condition), self.position(x.shape[-1] // 4, condition)
+        # channels_last throughout: the processor's matrix units want it, and pixel_shuffle forgets it
+        h1 = self.stem(torch.cat([F.pixel_unshuffle(x, 4), position], 1).contiguous(memory_format=torch.channels_last))
+        h2 = self.enc(self.down1(h1), emb)
+        h = self.mid2(self.mid1(self.down2(h2), emb), emb)
+        h = self.dec2(h2 + F.pixel_shuffle(self.up2(h), 2).contiguous(memory_format=torch.channels_last), emb)
+        h = self.dec1(h1 + F.pixel_shuffle(self.up1(h), 2).contiguous(memory_format=torch.channels_last), emb)
+        return F.pixel_shuffle(self.out(F.silu(self.norm(h))), 4).float()
+
+
+class MLP(nn.Module):
+    """v_theta(x_t, t) for points [N, 2]: the same job without pixels."""
+
+    def __init__(self, schedule, width=256):
+        super().__init__()
+        self.schedule = schedule
+        sizes = [2 + 32 + 32, width, width, width]
+        layers = [m for i, o in pairwise(sizes) for m in (nn.Linear(i, o), nn.SiLU())]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, 2))
+
+    def forward(self, x, t, condition):
+        time = unit_waves(self.schedule.log_snr(t.clamp_min(1e-6)).clamp(-20, 20) / 2, 0.1, 5, 16)
+        return self.layers(torch.cat([x, unit_waves(x, 0.5, 8, 8).flatten(1), time], 1)).float()
+
+
+def build(config):
+    """The network a config describes, with fresh weights that depend on its seed alone."""
+    schedule = VP(config["beta_min"], config["beta_max"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config["seed"])
+        net = UNet(schedule) if config["data"] == "crystals" else MLP(schedule)
+    return net.to(memory_format=torch.channels_last)
+
+
+def eps_of(net, device, precision):
+    """The network's public face, eps(x, t, condition): it predicts v = alpha eps - sigma x_0, so eps = sigma x + alpha v."""
+
+    def eps(x, t, condition):
+        t = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(len(x))
+        alpha, sigma = net.schedule.alpha_sigma(t)
+        with training.autocast(device, precision):
+            v = net(x, t, condition)
+        return like(sigma, x) * x + like(alpha, x) * v
+
+    return eps
+
+
+def exact_eps(schedule, img_size):
+    """The same face on the closed form: eps = (x_t - alpha E[x_0 | x_t, c]) / sigma."""
+    denoiser = metrics.ExactDenoiser(img_size)
+
+    def eps(x, t, condition):
+        _, alpha, sigma = schedule.at(float(t))
+        return (x - alpha * denoiser.posterior_mean(x, alpha, sigma, condition.kind, condition.cont[:, 1])) / sigma
+
+    return eps
+
+
+def guided(eps, condition, w):
+    """eps(x, t) under classifier-free guidance.  At w = 1 or 0 one half is multiplied by zero, so it is not computed."""
+    if w == 1:
+        return lambda x, t: eps(x, t, condition)
+    if w == 0:
+        return lambda x, t: eps(x, t, condition.dropped())
+    both = Condition(*map(torch.cat, zip(condition.dropped(), condition, strict=True)))
+
+    def eps_w(x, t):
+        eps_u, eps_c = eps(torch.cat([x, x]), t, both).chunk(2)
+        return eps_u + w * (eps_c - eps_u)
+
+    return eps_w
+
+
+# ------------------------------------------------------------------------------------------------------------- the samplers
+# Each takes eps(x, t), a start x at times[0] and decreasing times, and yields (t, x, x0_hat).  The last thing it yields is
+# (0, x0_hat, x0_hat): the prediction of x_0 from times[-1].  Steps t -> s are made of Python numbers in float64.
+
+
+def reverse_sde(eps, x, times, schedule, noise):
+    """Reverse SDE by Euler-Maruyama.  noise: an iterable of one standard normal, shaped like x, a step."""
+    noise = iter(noise)
+    for t, s in pairwise(times):
+        beta, alpha, sigma = schedule.at(t)
+        e = eps(x, t)
+        yield t, x, (x - sigma * e) / alpha
+        score = -e / sigma
+        x = x + (beta / 2 * x + beta * score) * (t - s) + math.sqrt(beta * (t - s)) * next(noise)
+    yield from x0_prediction(eps, x, times[-1], schedule)
+
+
+def probability_flow(eps, x, times, schedule, noise=None):
+    """Probability-flow ODE, dx/dt = -beta/2 (x + score), by Heun: the mean of the slopes at both ends."""
+
+    def slope(x, t):
+        beta, alpha, sigma = schedule.at(t)
+        e = eps(x, t)
+        return -beta / 2 * (x - e / sigma), (x - sigma * e) / alpha
+
+    for t, s in pairwise(times):
+        d1, x0_hat = slope(x, t)
+        yield t, x, x0_hat
+        d2, _ = slope(x + (s - t) * d1, s)
+        x = x + (s - t) * (d1 + d2) / 2
+    yield from x0_prediction(eps, x, times[-1], schedule)
+
+
+def dpmpp_2m(eps, x, times, schedule, noise=None):
+    """Probability-flow ODE by DPM-Solver++(2M): exact but for x0_hat, which it extrapolates linearly in lambda."""
+    before = None  # x0_hat and step in lambda = log(alpha / sigma) of the step before
+    for t, s in pairwise(times):
+        (_, alpha, sigma), (_, alpha_s, sigma_s) = schedule.at(t), schedule.at(s)
+        x0_hat = (x - sigma * eps(x, t)) / alpha
+        yield t, x, x0_hat
+        h = math.log(alpha_s / sigma_s) - math.log(alpha / sigma)
+        D = x0_hat if before is None else x0_hat + h / (2 * before[1]) * (x0_hat - before[0])
+        x = sigma_s / sigma * x - alpha_s * math.expm1(-h) * D
+        before = x0_hat, h
+    yield from x0_prediction(eps, x, times[-1], schedule)
+
+
+def x0_prediction(eps, x, t, schedule):
+    _, alpha, sigma = schedule.at(t)
+    x0_hat = (x - sigma * eps(x, t)) / alpha
+    yield t, x, x0_hat
+    yield 0.0, x0_hat, x0_hat
+
+
+SAMPLERS = {"sde": reverse_sde, "ode": probability_flow, "dpmpp": dpmpp_2m}
+
+
+def time_grid(steps, t_end, kind, schedule):
+    """Times of a sampler that calls the network `steps` times (Heun: twice but once): from 1 to t_end, the last call for x_0."""
+    vp = reference.VPSchedule(schedule.beta_min, schedule.beta_max)
+    return reference.time_grid(steps - 1, 1.0, t_end, kind, vp).tolist() if steps > 1 else [1.0]
+
+
+# ------------------------------------------------------------------------------------------------------------- the training
+
+
+def training_batch(config, step, source):
+    """x_0 in [-1, 1] (or points) and condition of training step `step`, a function of (seed, step)."""
+    n, seed = config["batch_size"], config["seed"]
+    if config["data"] != "crystals":
+        x = torch.from_numpy(source.sample(n, np.random.default_rng([seed, step]))).float()
+        return x, Condition(torch.zeros(n, dtype=torch.int64), torch.zeros(n, 4), torch.ones(n, dtype=torch.bool))
+    if source is not None:  # a built file
+        rows = torch.randint(len(source["x_u8"]), (n,), generator=training.generator(seed, step, 1))
+        x_u8, kind, cont = (source[key][rows] for key in ("x_u8", "y_cat", "y_cont"))
+    else:
+        x_u8, kind, cont = data.crystal_batch(step * n, n, seed, config["mode"], config["n_types"], config["img_size"])
+    return x_u8.float() / 127.5 - 1, Condition(kind, cont, torch.ones(n, dtype=torch.bool))
+
+
+def loss_of(net, x0, condition, t, eps):
+    """Mean square of v - v_theta, v = alpha eps - sigma x_0: the error of eps divided by alpha^2, or of x_0 by sigma^2."""
+    alpha, sigma = (like(a, x0) for a in net.schedule.alpha_sigma(t))
+    v = alpha * eps - sigma * x0
+    return (net(alpha * x0 + sigma * eps, t, condition) - v).square().mean()
+
+
+def update_ema(ema, net, decay, step):
+    """ema <- d ema + (1 - d) net for parameters, d rising to `decay`; buffers are copied, averaging them means nothing."""
+    d = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in net.parameters()], 1 - d)
+    for kept, new in zip(ema.buffers(), net.buffers(), strict=True):
+        kept.copy_(new)
+
+
+class Examiner:
+    """Held-out score error E|eps - eps_theta|^2 / D in eight bins of t, without condition dropout.
+
+    Given its condition a crystal of type 0, 2, 3 is one point, so the best possible value is 0; for rectangular crystals,
+    whose aspect nobody tells, it is that of the exact posterior mean; for a mixture eps is compared with the closed form.
+    """
+
+    def __init__(self, config, device, n=64, bins=8):
+        self.schedule, points = VP(config["beta_min"], config["beta_max"]), config["data"] != "crystals"
+        self.times, self.best, g = [(i + 0.5) / bins for i in range(bins)], {}, training.generator(config["seed"], 2**40)
+        if points:
+            mixture = reference.mixture(config["data"], reference.VPSchedule(config["beta_min"], config["beta_max"]))
+            x0 = torch.from_numpy(mixture.sample(4096, np.random.default_rng([config["seed"], 2**40]))).float()
+            self.condition = Condition(*(torch.zeros(4096, *s).to(d) for s, d in (((), torch.int64), ((4,), None), ((), bool))))
+        else:
+            x_u8, kind, cont = data.crystal_batch(0, n, config["seed"], config["mode"], config["n_types"],
+                                                  config["img_size"], stream=1)
+            x0, self.condition = x_u8.float() / 127.5 - 1, Condition(kind, cont, torch.ones(n, dtype=torch.bool))
+        self.rect = (self.condition.kind == 1) & self.condition.known
+        self.cases = []
+        for t in self.times:
+            _, alpha, sigma = self.schedule.at(t)
+            eps = torch.randn(x0.shape, generator=g)
+            x = alpha * x0 + sigma * eps
+            if points:
+                eps = torch.from_numpy(mixture.eps(x.numpy(), t)).float()
+            elif config["mode"] == "rot-only" and bool(self.rect.any()):
+                exact = exact_eps(self.schedule, config["img_size"])
+                part = self.condition.map(lambda c: c[self.rect])
+                self.best[f"{t:.2f}"] = float((exact(x[self.rect], t, part) - eps[self.rect]).square().mean())
+            self.cases.append((t, x.to(device), eps.to(device)))
+        self.condition = self.condition.map(lambda c: c.to(device))
+
+    @torch.no_grad()
+    def __call__(self, eps_theta):
+        bins, rectangular = {}, {}
+        for t, x, eps in self.cases:
+            error = (eps_theta(x, t, self.condition) - eps).square().flatten(1).mean(1).cpu()
+            bins[f"{t:.2f}"] = float(error[~self.rect].mean())
+            if self.best:
+                rectangular[f"{t:.2f}"] = float(error[self.rect].mean())
+        return {"bins": bins} | ({"rectangular": rectangular, "rectangular_best": self.best} if self.best else {})
+
+
+def train(config, out, device, checkpoint=None):
+    """Train until config["train_steps"], or until Ctrl-C; writes last.pt, log.jsonl, loss.png and training_samples.png."""
+    net, source = build(config).to(device), None
+    if config["data"] != "crystals":
+        source = reference.mixture(config["data"])
+    elif config["data_path"]:
+        source = data.load_built(config["data_path"])
+    ema, start = training.start_ema(net), 0
+    optimizer = torch.optim.AdamW(net.parameters(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01)
+    if checkpoint:
+        start = checkpoint["step"]
+        net.load_state_dict(checkpoint["model"])
+        ema.load_state_dict(checkpoint["ema"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    examine, log, total, clock = Examiner(config, device), training.Log(out / "log.jsonl", start), 0.0, training.stopwatch()
+    every, since = min(500, config["save_every"]), start
+
+    def save(step):
+        training.save_checkpoint(out / "last.pt", dict(script="vp_sde", config=config, step=step, model=net.state_dict(),
+                                                       ema=ema.state_dict(), optimizer=optimizer.state_dict()))
+
+    with training.finish_the_step() as stop:
+        for step in (bar := training.steps(start, config["train_steps"])):
+            x0, condition = training_batch(config, step, source)
+            g, n = training.generator(config["seed"], step, 0), len(x0)
+            t = (torch.arange(n) + torch.rand(n, generator=g)) / n  # one time in each n-th of [0, 1]: a less noisy gradient
+            eps = torch.randn(x0.shape, generator=g)
+            condition = condition._replace(known=torch.rand(n, generator=g) >= config["p_uncond"])
+            x0, t, eps, condition = x0.to(device), t.to(device), eps.to(device), condition.map(lambda c: c.to(device))
+
+            for group in optimizer.param_groups:
+                group["lr"] = training.learning_rate(step, config["train_steps"], config["lr"])
+            with training.autocast(device, config["precision"]):
+                loss = loss_of(net, x0, condition, t, eps)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            training.check_finite(loss.item(), step + 1, out)
+            optimizer.step()
+            update_ema(ema, net, config["ema_decay"], step)
+
+            total, done = total + loss.item(), step + 1
+            if done % every == 0 or done == config["train_steps"]:
+                report = examine(eps_of(ema, device, config["precision"]))
+                log.add(step=done, loss=total / (done - since), seconds=round(clock(), 1), **report)
+                bar.set_postfix(loss=f"{total / (done - since):.4f}", score_error=f"{np.mean(list(report['bins'].values())):.4f}")
+                total, since = 0.0, done
+            if done % config["save_every"] == 0 or done == config["train_steps"] or stop:
+                save(done)
+                training.loss_curve(out / "loss.png", log.lines)
+            if stop:
+                raise KeyboardInterrupt
+    return ema
+
+
+# ------------------------------------------------------------------------------------------------------------- the sampling
+
+
+def asked_for(n, kind=None, theta=None, spacing=0.0):
+    """The default conditions, tile i of type i mod 4 at angle (i mod 36)/35 pi/3; kind and theta ask for one crystal."""
+    i = torch.arange(n)
+    cont = torch.zeros(n, 4)
+    cont[:, 0] = spacing  # mode full: pixels, with no vacancies and no jitter
+    cont[:, 1] = (i % 36) / 35 * data.THETA_MAX if theta is None else theta
+    return Condition(i % 4 if kind is None else torch.full((n,), kind), cont, torch.ones(n, dtype=torch.bool))
+
+
+@torch.no_grad()
+def draw(eps, condition, shape, args, schedule, device, keys=None, watch=None):
+    """Samples [N, *shape], float32 on the CPU, in batches: memory grows by the results only.
+
+    The noise of sample i is drawn from (seed, keys[i]), keys[i] = i unless given.  watch(t, x, x0_hat, start) is shown every
+    step of every batch.
+    """
+    n, times = len(condition.kind), time_grid(args.steps, args.t_end, args.grid, schedule)
+    keys = range(n) if keys is None else keys
+    out = torch.empty(n, *shape)
+    bar = tqdm(total=-(-n // args.sample_batch) * len(times), desc="sampling", unit="step", dynamic_ncols=True)
+    for start in range(0, n, args.sample_batch):
+        rows = slice(start, min(start + args.sample_batch, n))
+        c = condition.map(lambda v, rows=rows: v[rows].to(device))
+        generators = [training.generator(args.seed, keys[i]) for i in range(rows.start, rows.stop)]
+        noise = iter(lambda g=generators: training.noise_of(g, shape, device), None)  # endless
+        x = next(noise)
+        for t, x_t, x0_hat in SAMPLERS[args.sampler](guided(eps, c, args.cfg), x, times, schedule, noise):
+            if not bool(x_t.isfinite().all()):
+                raise FloatingPointError(f"the state is not finite at t = {t:.4g}: take more --steps, or another --grid")
+            if watch:
+                watch(t, x_t.cpu(), x0_hat.cpu(), start)
+            bar.update(t > 0)
+        out[rows] = x_t.float().cpu()
+    bar.close()
+    return out
+
+
+def grid_image(tiles, columns, zoom=1):
+    """Tiles [N, H, W] in [0, 1] as one picture, uint8 [rows H', columns W', 3], in 32 colours: noise in 256 would not fit a GIF."""
+    import matplotlib
+
+    tiles = np.pad(tiles, ((0, -len(tiles) % columns), (1, 1), (1, 1)))
+    n, h, w = tiles.shape
+    picture = tiles.reshape(n // columns, columns, h, w).swapaxes(1, 2).reshape(n // columns * h, columns * w)
+    colours = (matplotlib.colormaps["magma"](np.arange(32) / 31)[:, :3] * 255).round().astype(np.uint8)
+    return colours[(picture.clip(0, 1) * 31).round().astype(int)].repeat(zoom, 0).repeat(zoom, 1)
+
+
+def evenly(times, n):
+    """Indices of at most n of the times, spread evenly over them, ends included."""
+    return set(np.linspace(0, len(times) - 1, min(n, len(times))).round().astype(int).tolist())
+
+
+def unit(x):
+    """[-1, 1] to [0, 1], clipped, one channel: float32 [N, H, W]."""
+    return ((x[:, 0] + 1) / 2).clamp(0, 1).numpy()
+
+
+def name_of(kind, theta, aspect=None):
+    return f"{data.KINDS[kind]} {math.degrees(theta):.0f}°" + (f", b/a {aspect:.2f}" if kind == 1 and aspect else "")
+
+
+def report_crystals(x, condition, args, mode, out, seconds):
+    """Crystal error and distances, each beside its floor; samples.png with the nearest true crystal beside each sample."""
+    kind, theta = condition.kind, condition.cont[:, 1].double().clamp(0, data.THETA_MAX)
+    result = {"n": len(x), "seconds": round(seconds, 2), "ms_per_image": round(1000 * seconds / len(x), 1)}
+    if mode == "full":
+        fit, truth = None, x
+    else:
+        fit = metrics.crystal_error(x.double()) if args.cfg == 0 else metrics.crystal_error(x.double(), kind, theta)
+        truth = data.render(fit.kind, fit.theta, fit.aspect, img_size=x.shape[-1])
+        real = data.to_u8(truth).double() / 255
+        e = fit.error
+        floor = metrics.crystal_error(real, fit.kind, fit.theta).error
+        result |= {"condition": "none" if args.cfg == 0 else "type and angle", "crystal_error_mean": float(e.mean()),
+                   "crystal_error_worst": float(e.max()), "crystal_error_floor": float(floor.mean()),
+                   "share_below_0.05": float((e < 0.05).double().mean())}
+        result |= {f"crystal_error_{data.KINDS[k]}": float(e[fit.kind == k].mean()) for k in range(4) if (fit.kind == k).any()}
+        print(f"crystal error {e.mean():.4f} mean, {e.max():.4f} worst (n = {len(x)}; true crystals in 8 bits "
+              f"{floor.mean():.4f}; a black image 0.243); {result['share_below_0.05']:.0%} below 0.05")
+        if args.cfg != 0:
+            for name in ("mass_w1", "fft_radial_l2"):
+                metric = getattr(metrics, name)
+                fresh = metrics.real_crystals(kind, theta, seed=args.seed, img_size=x.shape[-1])
+                result[name] = metric(x, fresh)
+                result[f"{name}_floor"] = metrics.floor(metric, kind, theta, seed=args.seed + 1, img_size=x.shape[-1])
+                print(f"{name:14}{result[name]:.2e}   real against real {result[f'{name}_floor']:.2e}")
+        if int((fit.kind == 1).sum()) >= 100 and args.cfg != 0:
+            n = int((fit.kind == 1).sum())
+            result |= {"aspect_w1": metrics.aspect_w1(fit.aspect[fit.kind == 1]), "aspect_w1_band": metrics.aspect_w1_band(n)}
+            print(f"variety: W1 of the recovered aspect from U[0.75, 1.35] {result['aspect_w1']:.4f}, "
+                  f"95 % of fresh draws of {n} stay below {result['aspect_w1_band']:.4f}")
+    shown = range(min(36, len(x)))
+    captions = [name_of(int((fit or condition).kind[i]), float(fit.theta[i] if fit else theta[i]),
+                        float(fit.aspect[i]) if fit else None) for i in shown]
+    pairs = (x[:36, 0].numpy(), truth[:36, 0].numpy()) if fit else x[:36, 0].numpy()
+    title = "left: sample, right: the nearest true crystal" if fit else "samples, mode full"
+    training.captioned_grid(out / "samples.png", pairs, captions, title)
+    return result
+
+
+def sample_crystals(eps, config, args, device, out, schedule):
+    """The main job: samples.png, reverse_diffusion.gif, samples.npz, and the numbers."""
+    spacing = data.SPACING if config["mode"] == "full" else 0.0
+    condition, size = asked_for(args.n, args.kind, args.theta, spacing), config["img_size"]
+    frames, keep = [], evenly(range(args.steps + 1), 32)
+    seen = iter(range(10**9))
+
+    def watch(t, x, x0_hat, start):
+        if start == 0 and next(seen) in keep:
+            frames.append(grid_image(unit(x[:36]), 6))
+
+    clock = training.stopwatch()
+    x = draw(eps, condition, (1, size, size), args, schedule, device, watch=watch).add_(1).div_(2).clamp_(0, 1)
+    seconds = clock()
+    training.save_npz(out / "samples.npz", x=x.numpy(), kind=condition.kind.numpy(), theta=condition.cont[:, 1].numpy())
+    save_gif(frames, out / "reverse_diffusion.gif")
+    return report_crystals(x, condition, args, config["mode"], out, seconds)
+
+
+def sample_points(eps, config, args, device, out, schedule):
+    """The 2-D job: a cloud of points, its GIF with the closed-form density, and its distance to exact samples."""
+    gmm = reference.mixture(config["data"], reference.VPSchedule(schedule.beta_min, schedule.beta_max))
+    snapshots, keep, seen = [], evenly(range(args.steps + 1), 32), iter(range(10**9))
+
+    def watch(t, x, x0_hat, start):
+        if start == 0 and next(seen) in keep:
+            snapshots.append((t, x.numpy().astype(np.float64)))
+
+    args.sample_batch = args.n  # points are cheap: one array a step
+    condition, clock = asked_for(args.n), training.stopwatch()
+    x = draw(eps, condition, (2,), args, schedule, device, watch=watch)
+    seconds = clock()
+    training.save_npz(out / "samples.npz", x=x.numpy())
+    images = list(reference.draw(snapshots, gmm, f"learned score, {args.sampler}"))
+    save_gif(images, out / "reverse_diffusion.gif")
+    training.write_whole(out / "samples.png", training.png(images[-1]))
+    result = reference.distances(x.double().numpy(), gmm, args.seed) | {"seconds": round(seconds, 2)}
+    for name in ("mmd2", "sliced_wasserstein", "log_density"):
+        print(f"{name:20}{result[name]:10.5f}   exact samples{result[name + '_floor']:10.5f}   (n = {args.n})")
+    return result
+
+
+def show_sweep(eps, config, args, device, out, schedule):
+    """theta_sweep.gif: four types, each from one noise, while the angle that is asked for goes from 0 to 60 degrees."""
+    n, size = 36, config["img_size"]
+    condition = asked_for(4 * n)
+    kind, step = torch.arange(4 * n) % 4, torch.arange(4 * n) // 4
+    condition.cont[:, 1] = step / (n - 1) * data.THETA_MAX
+    x = draw(eps, condition._replace(kind=kind), (1, size, size), args, schedule, device, keys=kind.tolist())
+    frames = [grid_image(unit(x[4 * i : 4 * i + 4]), 4, zoom=2) for i in range(n)]
+    save_gif(frames, out / "theta_sweep.gif", duration=0.1)
+
+
+def show_strip(eps, config, args, device, out, schedule):
+    """strip.png: a true crystal dissolving, the way back from noise, and what the network takes for x_0 on the way."""
+    kind, theta = 3 if args.kind is None else args.kind, 0.3 if args.theta is None else args.theta
+    condition, size, steps = asked_for(1, kind, theta), config["img_size"], []
+    draw(eps, condition, (1, size, size), args, schedule, device, watch=lambda t, x, x0_hat, start: steps.append((t, x, x0_hat)))
+    steps = [steps[i] for i in sorted(evenly(steps, 9))]
+    truth, g = data.render([kind], [theta], img_size=size) * 2 - 1, training.generator(args.seed, 2**41)
+    eps_0 = torch.randn(truth.shape, generator=g)
+    forward = [alpha * truth + sigma * eps_0 for _, alpha, sigma in (schedule.at(t) for t, _, _ in steps)]
+    rows = [forward[::-1], [x for _, x, _ in steps], [x0 for _, _, x0 in steps]]
+    times = [t for t, _, _ in steps]
+    captions = [f"{n}, t = {t:.3f}" for n, ts in (("forward", times[::-1]), ("reverse", times), ("x0 hat", times)) for t in ts]
+    tiles = np.concatenate([unit(x.float()) for row in rows for x in row])
+    training.captioned_grid(out / "strip.png", tiles, captions, f"{name_of(kind, theta)}: out to noise, and back", len(times))
+
+
+# --------------------------------------------------------------------------------------------------------- the command line
+
+
+def make_parser():
+    parser = argparse.ArgumentParser(prog="vp_sde.py", description=__doc__.split("\n\n")[0],
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument_group("model and data (a checkpoint knows its own)").add_argument
+    add("--data", choices=("crystals", "S", "circle"), default="crystals", help="images, or a 2-D mixture (default %(default)s)")
+    add("--data-path", metavar="FILE", help="train on a file made by data.py --build, instead of rendering on the fly")
+    add("--mode", choices=data.MODES, default="rot-only", help="what varies from crystal to crystal (default %(default)s)")
+    add("--n-types", type=training.number(int, 1, 4), default=4, help="lattice types in the data (default %(default)s)")
+    add("--img-size", type=training.number(int, 16, 1024), default=64, help="pixels, a multiple of 16 (default %(default)s)")
+    add("--beta-min", type=training.positive, default=0.1, help="noise rate at t = 0 (default %(default)s)")
+    add("--beta-max", type=training.positive, default=None, help="noise rate at t = 1 (default 30 for images, 20 for points)")
+    add("--p-uncond", type=training.number(float, 0, 1), default=0.1, help="share of training without condition (default %(default)s)")
+    add("--ema-decay", type=training.number(float, 0, 1, open_high=True), default=0.999, help="of the averaged weights (default %(default)s)")
+    add("--epochs", type=training.count, help="instead of --train-steps: passes over 50,000 crystals or the data file")
+    add = parser.add_argument_group("sampling").add_argument
+    add("--sampler", choices=tuple(SAMPLERS), default="sde",
+        help="sde: reverse SDE, Euler-Maruyama; ode: probability flow, Heun; dpmpp: DPM-Solver++(2M) (default %(default)s)")
+    add("--steps", type=training.count, default=300, help="network calls per sample; Heun makes twice as many (default %(default)s)")
+    add("--grid", choices=("uniform", "quadratic", "logsnr"), default="logsnr", help="spacing of the times (default %(default)s)")
+    add("--cfg", type=training.number(float, 0), default=None,
+        help="guidance w in eps_u + w (eps_c - eps_u): 0 unconditional, 1 plain conditional, continuous between (default 1.5)")
+    add("--t-end", type=training.number(float, 0, 1, True, True), default=None,
+        help="time of the last network call, which predicts x_0 (default 0.005 for images, 0.001 for points)")
+    add("--n", "--n-samples", type=training.count, default=None, help="samples (default 36 images, 4096 points)")
+    add("--sample-batch", type=training.count, default=36, help="images drawn at a time (default %(default)s)")
+    add("--use-ema", type=training.number(int, 0, 1), default=1, help="1: averaged weights; 0: those of the last step (default %(default)s)")
+    add("--kind", type=training.number(int, 0, 3), help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
+    add("--theta", type=training.number(float, 0, data.THETA_MAX), help="ask for one angle, radians in [0, 1.0471]")
+    add("--oracle", action="store_true", help="the exact denoiser of rot-only crystals in place of the network")
+    add("--show", choices=("grid", "sweep", "strip"), default="grid", help="grid of samples, GIF over the angle, or strip (default %(default)s)")
+    training.shared_flags(parser, train_steps=16000, batch_size=32, lr=2e-3)
+    return parser
+
+
+def settle(args, given, config, checkpoint, parser):
+    """Fill in what depends on the data, and refuse what does not go together."""
+    if checkpoint:
+        for key in MODEL_FLAGS:
+            if key in given and getattr(args, key) != config[key]:
+                raise ValueError(f"--{key.replace('_', '-')} {getattr(args, key)} contradicts the checkpoint, which has {config[key]}")
+            setattr(args, key, config[key])
+    points = args.data != "crystals"
+    args.beta_max = (20.0 if points else 30.0) if args.beta_max is None else args.beta_max
+    args.t_end = (0.001 if points else 0.005) if args.t_end is None else args.t_end
+    args.n = (4096 if points else 36) if args.n is None else args.n
+    if args.beta_max < args.beta_min:
+        raise ValueError(f"--beta-max {args.beta_max} is below --beta-min {args.beta_min}")
+    if args.img_size % 16:
+        raise ValueError(f"--img-size must be a multiple of 16, not {args.img_size}")
+    if points and (given & {"cfg", "kind", "theta", "oracle", "mode", "data_path"} or args.show != "grid"):
+        raise ValueError("--cfg, --kind, --theta, --oracle, --mode, --data-path and --show are for crystals, not for points")
+    args.cfg = (1.0 if points or args.oracle else 1.5) if args.cfg is None else args.cfg
+    if args.oracle and (args.cfg != 1 or args.mode != "rot-only" or args.train or args.ckpt):
+        raise ValueError("--oracle is the exact *conditional* denoiser of rot-only crystals: it takes --cfg 1 and no training")
+    if args.data_path and args.train:
+        shape = data.load_built(args.data_path)["x_u8"].shape
+        if shape[-1] != args.img_size:
+            raise ValueError(f"{args.data_path} holds images of {shape[-1]} pixels: say --img-size {shape[-1]}")
+    if args.epochs and "train_steps" not in given:
+        rows = len(data.load_built(args.data_path)["x_u8"]) if args.data_path else 50_000
+        args.train_steps = max(1, args.epochs * rows // args.batch_size)
+
+
+def main(argv=None):
+    parser = make_parser()
+    with training.one_line_errors(parser):
+        args, given = training.parse(parser, argv)
+        checkpoint = None
+        if args.resume:
+            if not args.out:
+                raise ValueError("--resume needs --out DIR, the folder of the run to go on with")
+            checkpoint = training.load_checkpoint(args.out, "vp_sde")
+            training.resume_settings(args, given, checkpoint["config"])
+        elif not args.train and not args.oracle:
+            suffix = "" if args.data == "crystals" else f"_{args.data}"
+            args.ckpt = args.ckpt or str(Path(__file__).parent / "assets" / "checkpoints" / f"vp_sde{suffix}.pt")
+            checkpoint = training.load_checkpoint(args.ckpt, "vp_sde")
+        config = checkpoint["config"] if checkpoint else {}
+        settle(args, given, config, checkpoint, parser)
+        device = training.pick_device(args.device)
+        args.precision = training.pick_precision(args.precision, device)
+        config = vars(args) | {key: config[key] for key in MODEL_FLAGS if key in config}
+        out = training.run_folder(args, "vp_sde", f"{args.data}_{args.sampler}_seed{args.seed}")
+        training.save_json(out / "config.json", config)
+        print(f"device {device}, {args.precision}; output in {out}")
+
+        schedule = VP(args.beta_min, args.beta_max)
+        if args.oracle:
+            eps = exact_eps(schedule, args.img_size)
+        else:
+            if args.train:
+                net = train(config, out, device, checkpoint)
+            else:
+                weights = "ema" if args.use_ema else "model"
+                if weights not in checkpoint:
+                    raise ValueError(f"{args.ckpt} ships only averaged weights: leave --use-ema at 1")
+                net = training.load_weights(build(config), checkpoint[weights], args.ckpt).to(device).eval()
+            eps = eps_of(net, device, args.precision)
+        if args.show == "sweep":
+            show_sweep(eps, config, args, device, out, schedule)
+        elif args.show == "strip":
+            show_strip(eps, config, args, device, out, schedule)
+        else:
+            job = sample_crystals if args.data == "crystals" else sample_points
+            training.save_json(out / "metrics.json", job(eps, config, args, device, out, schedule))
+        print("wrote " + ", ".join(sorted(p.name for p in out.iterdir())) + f" in {out}")
+
+
+if __name__ == "__main__":
+    main()
