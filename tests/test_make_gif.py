@@ -85,14 +85,23 @@ def test_bad_frames_and_times(tmp_path, frames, kwargs, word):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment", ["writing", "moving"])
+def test_a_failure_leaves_the_old_file_and_no_scraps(tmp_path, monkeypatch, moment):
     path = make_gif.save_gif([ramp(0)], tmp_path / "a.gif")
     before = path.read_bytes()
 
-    def full(*_):
+    def half(self, data):
+        with open(self, "wb") as file:
+            file.write(data[:10])
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    def refuse(*_):
+        raise OSError("disk full")
+
+    if moment == "writing":
+        monkeypatch.setattr(Path, "write_bytes", half)
+    else:
+        monkeypatch.setattr(make_gif.os, "replace", refuse)
     with pytest.raises(OSError, match="disk full"):
         make_gif.save_gif([ramp(1)], path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
