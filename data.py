@@ -1,17 +1,17 @@
 """Toy crystals, rendered: the data whose truth is known.
 
-A crystal is a lattice of isotropic Gaussian atoms, laid out around the image centre, turned by an angle and divided by its
-maximum.  With atoms at (a_x, a_y) and width s,
+A crystal is a lattice of isotropic Gaussian atoms, laid out around the image centre, turned by an angle and divided by
+its maximum.  With atoms at (a_x, a_y) and width s,
 
     image[y, x] = sum_atoms exp(-(x - a_x)^2 / 2 s^2) exp(-(y - a_y)^2 / 2 s^2)  /  max,
 
 and because each Gaussian is a product of a column and a row, a whole image is one small matrix product.
 
-    python data.py                                   a preview, outputs/data/preview.png (2 s)
-    python data.py --build 50000 --out crystals.pt   a data set in one file (about 10 s)
+    python data.py                                   a preview, outputs/data/preview.png (3 s)
+    python data.py --build 50000 --out crystals.pt   a data set in one file (about 10 s, 205 MB)
 
-Image i of a seed is the same bits however it is asked for: its random numbers are a fixed stretch of one counter-based stream,
-and it is rendered in float64 before it is rounded to 8 bits.
+Image i of a seed is the same bits however it is asked for: its random numbers are a fixed stretch of one counter-based
+stream, and it is rendered in float64 before it is rounded to 8 bits.
 """
 # /// script
 # requires-python = ">=3.11"
@@ -23,6 +23,7 @@ import math
 import os
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -39,15 +40,15 @@ FULL_SPACING, FULL_VACANCY, FULL_JITTER = (6.0, 14.0), (0.0, 0.25), (0.0, 0.6)  
 CUTOFF = 6.0  # an atom further than this many widths from the image adds less than 2e-8 to any pixel
 
 
-# ---------------------------------------------------------------------------------------------------------------- rendering
+# ------------------------------------------------------------------------------------------------------------ rendering
 
 
 @lru_cache(maxsize=64)
 def sites(kind: int, radius: float) -> torch.Tensor:
     """Atoms of an unrotated lattice of spacing 1 that can lie within `radius` of its origin: float64 [A, 2], x and y.
 
-    The second coordinate of a rectangular lattice (kind 1) is still to be multiplied by its aspect; the table reaches far
-    enough for the smallest one.
+    The second coordinate of a rectangular lattice (kind 1) is still to be multiplied by its aspect; the table reaches
+    far enough for the smallest one.
     """
     v2 = (0.5, math.sqrt(3) / 2) if kind in (2, 3) else (0.0, 1.0)
     basis = [(0.0, 0.0), (0.5, math.sqrt(3) / 6)] if kind == 3 else [(0.0, 0.0)]
@@ -59,9 +60,9 @@ def sites(kind: int, radius: float) -> torch.Tensor:
     return torch.from_numpy(xy[np.hypot(xy[:, 0], xy[:, 1] * squeeze) <= radius])
 
 
-def reach(img_size: int, mode_full: bool) -> float:
-    """Radius, in units of the smallest spacing, beyond which no atom can be seen in the image."""
-    a, a_max, wander = (*FULL_SPACING, 5 * FULL_JITTER[1]) if mode_full else (SPACING, SPACING, 0.0)
+def visible_radius(img_size: int, any_spacing: bool) -> float:
+    """Radius, in units of the smallest spacing there is, beyond which no atom can be seen in the image."""
+    a, a_max, wander = (*FULL_SPACING, 5 * FULL_JITTER[1]) if any_spacing else (SPACING, SPACING, 0.0)
     return (img_size / math.sqrt(2) + 1 + CUTOFF * atom_width(a_max) + wander) / a
 
 
@@ -74,9 +75,11 @@ def render(kind, theta, aspect=1.0, spacing=SPACING, keep=None, shift=None, img_
     """Crystals as float64 images [N, 1, H, W] in [0, 1], each with maximum 1.
 
     kind: int [N]; theta: radians [N]; aspect (kind 1 only) and spacing (pixels): numbers or [N]; keep: bool [N, A], the
-    atoms that are there; shift: [N, A, 2], their displacement in pixels, in the order of `sites`.  Pixel i has its centre
-    at coordinate i and the lattice is turned about (W/2, H/2).  Float64 throughout, so that rounding to 8 bits gives the
-    same image on any device and in any batch (Apple's MPS has no float64: there it is rendered on the CPU).
+    atoms that are there; shift: [N, A, 2], their displacement in pixels, both in the order of `sites`.  Pixel i has its
+    centre at coordinate i, y points down as in any image, and the lattice is turned about (W/2, H/2) from x towards y.
+    Float64 throughout, so that rounding to 8 bits gives the same image on any device and in any batch (Apple's MPS has
+    no float64: there it is rendered on the CPU).  Quickest in batches of about 64, which fit the processor's cache.
+    Raises ValueError for an aspect or spacing below the range of the data, whose lattice would not fill the image.
     """
     target, device = torch.device(device), torch.device("cpu" if str(device).startswith("mps") else device)
 
@@ -85,8 +88,10 @@ def render(kind, theta, aspect=1.0, spacing=SPACING, keep=None, shift=None, img_
 
     kind = torch.as_tensor(kind, device=device)
     theta, aspect, spacing = column(theta), column(aspect), column(spacing)
+    if (aspect < ASPECT[0] - 1e-3).any() or (spacing < FULL_SPACING[0]).any():
+        raise ValueError(f"the aspect must be at least {ASPECT[0]} and the spacing at least {FULL_SPACING[0]} px")
     image = torch.zeros(len(kind), img_size, img_size, dtype=torch.float64, device=device)
-    radius = reach(img_size, mode_full=keep is not None or bool((spacing != SPACING).any()))
+    radius = visible_radius(img_size, any_spacing=keep is not None or bool((spacing != SPACING).any()))
     pixel = torch.arange(img_size, dtype=torch.float64, device=device)
     for k in range(len(KINDS)):  # one batch a lattice type: their atoms differ in number
         (n,) = torch.where(kind == k)
@@ -100,7 +105,7 @@ def render(kind, theta, aspect=1.0, spacing=SPACING, keep=None, shift=None, img_
         if shift is not None:
             x, y = x + shift[n, : len(unit), 0].to(x), y + shift[n, : len(unit), 1].to(x)
         s = math.sqrt(2) * atom_width(spacing[n, None, None])
-        # The exponent stops at -100, which is nothing to the image; left to underflow, it would make the product 10x slower.
+        # The exponent stops at -100, which is nothing to the image; left to underflow, it makes the product 10x slower.
         row = ((pixel - y[..., None]) / s).square_().neg_().clamp_min_(-100).exp_()  # (n, A, H)
         col = ((pixel - x[..., None]) / s).square_().neg_().clamp_min_(-100).exp_()  # (n, A, W)
         if keep is not None:
@@ -110,11 +115,11 @@ def render(kind, theta, aspect=1.0, spacing=SPACING, keep=None, shift=None, img_
     return image[:, None].to(target, torch.float64 if target.type != "mps" else torch.float32)
 
 
-# -------------------------------------------------------------------------------------------------------------- the data set
+# --------------------------------------------------------------------------------------------------------- the data set
 
 
 def uniforms(start: int, n: int, width: int, seed: int, stream: int = 0) -> np.ndarray:
-    """Rows start .. start + n of an endless table of uniform numbers [n, width] in [0, 1): row i is the same in any call.
+    """Rows start .. start + n of an endless table of uniform numbers [n, width] in [0, 1): row i is always the same.
 
     Philox is counter-based, so the stream of (seed, stream) can be entered anywhere; a counter holds four numbers.
     """
@@ -133,7 +138,8 @@ def crystal_labels(start: int, n: int, seed: int = 0, mode: str = "rot-only", n_
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if not 1 <= n_types <= len(KINDS):
         raise ValueError(f"the number of lattice types must be 1 to {len(KINDS)}, not {n_types}")
-    atoms = max(len(sites(k, reach(img_size, mode_full=True))) for k in range(len(KINDS))) if mode == "full" else 0
+    radius = visible_radius(img_size, any_spacing=True)
+    atoms = max(len(sites(k, radius)) for k in range(len(KINDS))) if mode == "full" else 0
     u = uniforms(start, n, 8 + 3 * atoms, seed, stream)
 
     def spread(column, low, high):
@@ -170,15 +176,46 @@ def to_u8(x: torch.Tensor) -> torch.Tensor:
     return (x * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def build(n: int, path, seed=0, mode="rot-only", n_types=4, img_size=64, chunk=1000):
-    """Render n crystals into one file: a dict of x_u8 uint8 [N,1,H,W], y_cat int64 [N], y_cont float32 [N,4]."""
-    parts = [crystal_batch(i, min(chunk, n - i), seed, mode, n_types, img_size)
-             for i in tqdm(range(0, n, chunk), desc="rendering", unit="k", disable=n < 5 * chunk)]
-    columns = dict(zip(("x_u8", "y_cat", "y_cont"), map(torch.cat, zip(*parts, strict=True)), strict=True))
+def write_whole(path, save):
+    """Let save(file) write beside `path` and move the result into place: nobody ever finds half a file there."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save(columns, aside)
-    os.replace(aside, path)
+    try:
+        with open(aside, "wb") as file:
+            save(file)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def build(n: int, path, seed=0, mode="rot-only", n_types=4, img_size=64, chunk=64):
+    """Render n crystals into one file: a dict of x_u8 uint8 [N,1,H,W], y_cat int64 [N], y_cont float32 [N,4].
+
+    A file that is already there is replaced.  Raises ValueError as `crystal_labels` does, OSError if it cannot write.
+    """
+
+    def save(file):
+        x_u8 = torch.empty(n, 1, img_size, img_size, dtype=torch.uint8)
+        y_cat, y_cont = torch.empty(n, dtype=torch.int64), torch.empty(n, 4)
+
+        def fill(i):
+            rows = slice(i, min(i + chunk, n))
+            x_u8[rows], y_cat[rows], y_cont[rows] = crystal_batch(i, rows.stop - i, seed, mode, n_types, img_size)
+            return rows.stop - i
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the batches are small: two workers with one thread each beat one with two
+        try:
+            progress = tqdm(total=n, unit="img", delay=1, leave=False, disable=None)
+            with ThreadPoolExecutor(threads) as pool, progress as bar:
+                for m in pool.map(fill, range(0, n, chunk)):
+                    bar.update(m)
+        finally:
+            torch.set_num_threads(threads)
+        torch.save(dict(x_u8=x_u8, y_cat=y_cat, y_cont=y_cont), file)
+
+    write_whole(path, save)
 
 
 def load_built(path) -> dict:
@@ -187,7 +224,7 @@ def load_built(path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"no data file {path}; make one with: python data.py --build 50000 --out {path}")
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is damaged or no data file; make one with: python data.py --build 50000 --out {path}")
+        raise ValueError(f"{path} is damaged or no data file; make one: python data.py --build 50000 --out FILE.pt")
     try:
         d = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged pickle raises; weights_only never runs code
@@ -197,9 +234,101 @@ def load_built(path) -> dict:
     for key, (dtype, ndim) in wanted.items():
         t = d.get(key) if isinstance(d, dict) else None
         if not torch.is_tensor(t) or t.dtype != dtype or t.ndim != ndim or len(t) != n or n == 0:
-            raise ValueError(f"{path}: '{key}' should be {str(dtype)[6:]} with {ndim} axes and N rows, N the same for all")
+            raise ValueError(f"{path}: '{key}' should be {str(dtype)[6:]} with {ndim} axes and N rows, N alike")
     if d["x_u8"].shape[1] != 1 or d["x_u8"].shape[2] != d["x_u8"].shape[3] or d["y_cont"].shape[1] != 4:
         raise ValueError(f"{path}: x_u8 should be [N, 1, H, H] and y_cont [N, 4]")
-    if not (0 <= int(d["y_cat"].min()) and int(d["y_cat"].max()) < len(KINDS) and d["y_cont"].isfinite().all()):
+    in_range = (d["y_cat"] >= 0).all() and (d["y_cat"] < len(KINDS)).all()
+    if not (in_range and d["y_cont"].isfinite().all()):
         raise ValueError(f"{path}: y_cat should be 0 to {len(KINDS) - 1} and y_cont finite")
     return d
+
+
+# ---------------------------------------------------------------------------------------------------------- the preview
+
+
+def preview(path, n_types=4, img_size=64, seed=0):
+    """Draw a PNG of what there is: every type at seven angles, the aspects of rectangular lattices, and mode full."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, because nothing else in this file draws
+    from matplotlib.figure import Figure
+
+    m = 7  # columns
+    theta, aspect = (torch.linspace(*ends, m, dtype=torch.float64) for ends in ((0, THETA_MAX), ASPECT))
+    degrees, none = [f"{math.degrees(t):.0f}°" for t in theta], [""] * m
+    rows = []  # (heading of a block or nothing, name of the row, images, their captions)
+    for k in range(n_types):
+        images = render([k] * m, theta, aspect=1.25, img_size=img_size)
+        rows.append(("" if k else "Types and angles: what a model is told", KINDS[k], images, none if k else degrees))
+    if n_types > 1:
+        rows.append(("Aspect b / a of rectangular lattices: what no model is told", KINDS[1],
+                     render([1] * m, 0.0, aspect, img_size=img_size), [f"{b:.2f}" for b in aspect]))
+    x_u8, y_cat, y_cont = crystal_batch(0, m, seed, "full", n_types, img_size)
+    rows.append((f"Mode full: spacing, share of atoms missing and jitter vary as well (seed {seed})", "random draws",
+                 x_u8 / 255, [f"{a:.0f} px, {100 * v:.0f} %, {j:.1f} px" for a, _, v, j in y_cont.tolist()]))
+
+    side, gap, left = 1.28, 0.1, 1.25  # inches; at 100 dots an inch a 64-pixel image is drawn at exactly twice its size
+    tops = [0.85]  # of each row, inches from the top of the figure
+    for heading, *_ in rows:
+        tops.append(tops[-1] + (0.62 if heading else 0.0) + side + gap)
+    width, height = left + m * (side + gap) + 0.15, tops[-1] + 0.12
+    fig = Figure(figsize=(width, height), dpi=100, facecolor="#10131a")
+    FigureCanvasAgg(fig)
+    fig.text(left / width, 1 - 0.42 / height, "Toy crystals", color="white", fontsize=20, weight="bold")
+    about = f"lattices of Gaussian atoms, turned about the image centre, {img_size} x {img_size} pixels"
+    fig.text(left / width, 1 - 0.66 / height, about, color="#b8c2d2", fontsize=10)
+    for (heading, name, images, captions), bottom in zip(rows, tops[1:], strict=True):
+        y = bottom - gap  # of the lower edge of the images
+        if heading:
+            fig.text(left / width, 1 - (y - side - 0.36) / height, heading, color="#ffb77a", fontsize=11)
+        fig.text((left - 0.12) / width, 1 - (y - side / 2) / height, name, color="white", ha="right", va="center")
+        for i in range(m):
+            ax = fig.add_axes(((left + i * (side + gap)) / width, 1 - y / height, side / width, side / height))
+            ax.imshow(images[i, 0], cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+            ax.set_axis_off()
+            ax.set_title(captions[i], fontsize=8.5, color="#b8c2d2", pad=4)
+    write_whole(path, lambda file: fig.savefig(file, format="png", facecolor=fig.get_facecolor()))
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Draw a preview of the toy crystals, or build a data set of them.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--build", "--n-samples", "--n_samples", type=int, metavar="N", help="render N crystals into --out FILE.pt")
+    add("--out", metavar="FILE", help="the file to write; the preview goes to outputs/data/preview.png by default")
+    add("--force", action="store_true", help="replace the file given by --out if there is one")
+    add("--mode", choices=MODES, default="rot-only", help="what varies in a data set; the preview shows two modes")
+    add("--rot-only", "--rot_only", action="store_const", const="rot-only", dest="mode", default=argparse.SUPPRESS,
+        help="the same as --mode rot-only")
+    add("--n-types", "--n_types", type=int, default=4, help=f"use the first so many of {', '.join(KINDS)}")
+    add("--img-size", "--img_size", type=int, default=64, help="height and width in pixels: the more, the more atoms")
+    add("--seed", type=int, default=0, help="decides every random number")
+    args = parser.parse_args(argv)
+    limits = dict(build=(1, 10**7), n_types=(1, len(KINDS)), img_size=(8, 1024), seed=(0, 2**63 - 1))
+    for name, (low, high) in limits.items():
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            parser.error(f"--{name.replace('_', '-')} must lie between {low} and {high}, not at {value}")
+    if args.build and not args.out:
+        parser.error("--build needs a file to write: --out FILE.pt")
+    out = Path(args.out or "outputs/data/preview.png")
+    if not args.build and out.suffix.lower() != ".png":
+        parser.error(f"the preview is a PNG: --out should end in .png, not be {out} (a data set needs --build N)")
+    if out.is_dir() or (args.out and out.exists() and not args.force):
+        what = "is a folder; name a file in it" if out.is_dir() else "exists; name another, or replace it with --force"
+        parser.error(f"--out {out} {what}")
+    try:
+        if args.build:
+            build(args.build, out, args.seed, args.mode, args.n_types, args.img_size)
+        else:
+            preview(out, args.n_types, args.img_size, args.seed)
+    except OSError as error:
+        parser.error(f"cannot write {out}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:  # torch calls a lack of memory and a full disk the latter
+        parser.error(f"cannot make {out}: {str(error).splitlines()[0]}")
+    print(f"{args.build:,} crystals ({args.mode}, seed {args.seed}) in {out}" if args.build else f"preview in {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
