@@ -6,13 +6,13 @@
 
     python reference_gmm_sde.py --shape S --sampler sde --steps 1000 --n_particles 4000 --seed 0 --vis_every 25
 
-takes @SIM@ seconds on one laptop core and writes to outputs/reference_gmm_sde/S_sde_seed0/: the frames and their GIF
+takes 5 to 10 seconds on one core and writes to outputs/reference_gmm_sde/S_sde_seed0/: the frames and their GIF
 (4,000 points of noise condense into a letter S), initial.npy and final.npy, mixture.npz, config.json, and metrics.json
 with distances to exact samples beside their floors, which is what exact samples score among themselves.
 
     python reference_gmm_sde.py --audit
 
-takes @AUDIT@ seconds and puts every formula and integrator of this file on trial, in a table of expected and measured.
+takes 20 seconds and puts every formula and integrator of this file on trial, in a table of expected and measured.
 Left out: anything learned. The torch scripts are judged by what is here, so they bring their own samplers.
 """
 
@@ -142,38 +142,46 @@ class GaussianMixture:
     def _pieces(self, x, t, size=256):
         """For pieces of at most `size` points (they stay in the processor's cache), yield
 
-        rows, p(component, x_t) over its largest value: [K, n], the sum of that: [n], log p_t(x): [n], and the whitened
-        distances over sqrt(2): [D, K, n].
+        rows, p(component, x_t) over its largest value: [K, n], the sum of that: [n], and log p_t(x): [n].
         """
         x = np.asarray(x, dtype=np.float64)
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"points must be [N, {self.dim}], not {list(x.shape)}")
         alpha, sigma = self.schedule.alpha_sigma(t)
         v = alpha**2 * self.eigenvalues + sigma**2  # variances along the axes at time t: [K, D]
-        # Whitening x - alpha mu_k is affine in x: one matrix product for all components. Expanding the square as well
-        # would be a little faster, but loses digits like (|x| / std)^2 when components lie far apart.
-        W = self.axes / np.sqrt(2 * v)[:, None, :]
-        W = np.concatenate([W, -alpha * np.einsum("kij,ki->kj", W, self.means)[:, None, :]], axis=1)
-        W = W.transpose(2, 0, 1).reshape(-1, self.dim + 1)  # [D K, D + 1]
         with np.errstate(divide="ignore"):  # the logarithm of a weight of zero
-            log_w = (np.log(self.weights) - 0.5 * np.log(2 * np.pi * v).sum(axis=1))[:, None]
+            log_w = np.log(self.weights) - 0.5 * np.log(2 * np.pi * v).sum(axis=1)
+        # Whitening x - alpha mu_k is linear in x1 = [x, 1], so -log p(k, x) = |W_k x1|^2 - log_w is a quadratic form.
+        x1 = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+        W = self.axes / np.sqrt(2 * v)[:, None, :]
+        W = np.concatenate([W, -alpha * np.einsum("kij,ki->kj", W, self.means)[:, None, :]], axis=1)  # [K, D + 1, D]
+        # Expanded, it is one small matrix product, but loses digits like (|x| / std)^2. Four of 16 may go.
+        reach = np.abs(x).max(initial=0) + alpha * np.abs(self.means).max()
+        expand = self.dim * reach**2 < 1e4 * v.min()
+        i, j = np.triu_indices(self.dim + 1)
+        M = np.einsum("kad,kbd->kab", W, W)
+        M[:, -1, -1] -= log_w
+        M = -np.where(i == j, 1, 2) * M[:, i, j]
+        W = W.transpose(2, 0, 1).reshape(-1, self.dim + 1)
         for start in range(0, len(x), size):
             rows = slice(start, start + size)
-            z = W @ np.concatenate([x[rows].T, np.ones((1, len(x[rows])))])
-            z = z.reshape(self.dim, len(v), -1)
-            r = np.einsum("dkn,dkn->kn", z, z)
-            np.subtract(log_w, r, out=r)
+            y = x1[rows].T
+            if expand:
+                r = M @ (y[i] * y[j])
+            else:
+                z = (W @ y).reshape(self.dim, len(v), -1)
+                r = log_w[:, None] - np.einsum("dkn,dkn->kn", z, z)
             top = r.max(axis=0)  # logsumexp: the largest term becomes exp(0)
             r -= top
             np.exp(r, out=r)
             total = r.sum(axis=0)
-            yield rows, r, total, top + np.log(total), z
+            yield rows, r, total, top + np.log(total)
 
     def _average(self, x, t, constant, matrix):
         """sum_k p(k | x_t) (constant_k + matrix_k x): [N, D]. Every conditional mean of a mixture has this form."""
         table = np.concatenate([constant, matrix.reshape(len(matrix), -1)], axis=1).T  # [D + D^2, K]
         out = np.empty(np.shape(x))
-        for rows, r, total, _, _ in self._pieces(x, t):
+        for rows, r, total, _ in self._pieces(x, t):
             mean = table @ r / total
             out[rows] = mean[: self.dim].T
             out[rows] += np.einsum("ijn,nj->ni", mean[self.dim :].reshape(self.dim, self.dim, -1), x[rows])
@@ -181,7 +189,7 @@ class GaussianMixture:
 
     def log_prob(self, x, t=0.0):
         """log p_t(x) in nats: [N]."""
-        return np.concatenate([log_p for _, _, _, log_p, _ in self._pieces(x, t)] or [np.empty(0)])
+        return np.concatenate([log_p for _, _, _, log_p in self._pieces(x, t)] or [np.empty(0)])
 
     def score(self, x, t):
         """Gradient of log p_t at x: [N, D]."""
@@ -204,13 +212,14 @@ class GaussianMixture:
         """The score [N, D] and its divergence, the trace of the Hessian of log p_t: [N]."""
         alpha, sigma = self.schedule.alpha_sigma(t)
         precision = 1 / (alpha**2 * self.eigenvalues + sigma**2)  # [K, D]
-        P_root = (self.axes * np.sqrt(2 * precision)[:, None, :]).transpose(1, 2, 0).reshape(self.dim, -1)
+        P = np.einsum("kij,kj,klj->ikl", self.axes, precision, self.axes)  # [D, K, D]
+        shift = np.einsum("ikl,kl->ik", P, alpha * self.means)[:, :, None]
         score, divergence = np.empty(np.shape(x)), np.empty(len(x))
-        for rows, r, total, _, z in self._pieces(x, t):
+        for rows, r, total, _ in self._pieces(x, t):
+            g = shift - P @ x[rows].T  # gradient of log N_k at each point: [D, K, n]
             r /= total
-            norms = 2 * np.einsum("dkn,dkn,kd->kn", z, z, precision)  # |gradient of log N_k|^2
-            score[rows] = -(P_root @ (r * z).reshape(P_root.shape[1], -1)).T
-            divergence[rows] = (r * (norms - precision.sum(axis=1)[:, None])).sum(axis=0)
+            score[rows] = np.einsum("kn,dkn->nd", r, g)
+            divergence[rows] = (r * (np.einsum("dkn,dkn->kn", g, g) - precision.sum(axis=1)[:, None])).sum(axis=0)
         return score, divergence - (score**2).sum(axis=1)
 
     def sample(self, n, rng):
@@ -223,7 +232,7 @@ class GaussianMixture:
         """One exact draw of x_0 from p(x_0 | x_t = x) for each point: [N, D]."""
         alpha, sigma = self.schedule.alpha_sigma(t)
         k = np.empty(len(x), dtype=int)
-        for rows, r, _, _, _ in self._pieces(x, t):
+        for rows, r, _, _ in self._pieces(x, t):
             summed = np.cumsum(r, axis=0)
             k[rows] = (summed <= rng.random(r.shape[1]) * summed[-1]).sum(axis=0)
         axes, values = self.axes[k], self.eigenvalues[k]
@@ -443,14 +452,16 @@ def draw(snapshots, gmm, label):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    axis = np.linspace(-4, 4, 121)
+    half = max(4, np.abs(gmm.means).max() + 4 * np.sqrt(gmm.eigenvalues.max()))  # noise and data both fit
+    axis = np.linspace(-half, half, 121)
     grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     canvas = FigureCanvasAgg(Figure(figsize=(4.8, 4.8), dpi=100))
-    ax = canvas.figure.add_axes((0, 0, 1, 1), xlim=(-4, 4), ylim=(-4, 4))
+    ax = canvas.figure.add_axes((0, 0, 1, 1), xlim=(-half, half), ylim=(-half, half))
     ax.axis("off")
-    (points,) = ax.plot([], [], "o", ms=2.2, mew=0, alpha=0.45, color="#1f4e79")
-    ax.text(-3.7, 3.6, label, fontsize=11, color="0.25")
-    clock = ax.text(-3.7, -3.7, "", fontsize=11, color="0.25", family="monospace")
+    (points,) = ax.plot([], [], "o", ms=2.2, mew=0, alpha=0.45, color="#1f4e79", zorder=3)
+    write = partial(ax.text, 0.04, transform=ax.transAxes, fontsize=11, color="0.25", family="monospace")
+    write(y=0.94, s=label)
+    clock = write(y=0.04, s="")
     for t, x in snapshots:
         density = np.exp(gmm.log_prob(grid, t))
         ranked = np.sort(density)[::-1]

@@ -173,6 +173,17 @@ def test_widely_separated_modes_keep_their_digits():
     assert pair.posterior_mean(x, 1e-3) == pytest.approx(one.posterior_mean(x, 1e-3), rel=1e-12)
 
 
+def test_a_far_point_in_the_batch_changes_nothing():
+    """Near points alone take the quick, expanded square; with a far one among them, the careful route."""
+    gmm = ref.mixture("S")
+    gmm = ref.GaussianMixture([*gmm.weights, 0.0], [*gmm.means, [0, 0]], [*gmm.covs, np.diag([0.02, 0.3])])
+    x = gmm.sample(300, np.random.default_rng(0))
+    crowd = np.concatenate([x, [[1e3, 0.0]]])
+    for t in (0.0, 0.02, 0.5):
+        assert gmm.log_prob(x, t) == pytest.approx(gmm.log_prob(crowd, t)[:300], abs=1e-10)
+        assert gmm.score(x, t) == pytest.approx(gmm.score(crowd, t)[:300], abs=1e-9)
+
+
 def test_equal_components_and_a_weight_of_zero():
     one = random_mixture(2, 1)
     x = np.random.default_rng(1).standard_normal((50, 2))
