@@ -13,6 +13,7 @@ For scale, on the 36 default conditions: a black image has crystal error 0.238 (
 tiles), a lattice shifted by a tenth of a pixel along one axis 0.011, rounding to 8 bits 0.001.
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Plumbing that holds no equation, written once: flags, device, seeds, run folders, checkpoints, logs, progress, pictures.
+"""Plumbing that holds no equation, written once: flags, device, seeds, run folders, checkpoints, logs, progress.
 
 A checkpoint is one plain dict
 
@@ -23,10 +23,6 @@ import time
 import zipfile
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # before pyplot: no window, so it runs on a server as well
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -198,20 +194,6 @@ def save_npz(path, **arrays):
     write_whole(path, buffer.getvalue())
 
 
-def png(image) -> bytes:
-    """An image, uint8 [H, W, 3], as the bytes of a PNG."""
-    buffer = io.BytesIO()
-    plt.imsave(buffer, image, format="png")
-    return buffer.getvalue()
-
-
-def save_figure(path, figure):
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100)
-    plt.close(figure)
-    write_whole(path, buffer.getvalue())
-
-
 def save_checkpoint(path, checkpoint: dict):
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
@@ -315,45 +297,6 @@ def check_finite(loss, step, out):
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at step {step}: training stopped, the last good checkpoint is in {out};"
                                  " try a lower --lr")
-
-
-# ------------------------------------------------------------------------------------------------------------- the pictures
-
-
-def captioned_grid(path, rows, captions, title="", columns=6):
-    """A PNG of tiles [N, H, W] in [0, 1], each with its caption; `rows` may be a tuple of such arrays, set side by side."""
-    sets = [np.asarray(r) for r in (rows if isinstance(rows, tuple) else (rows,))]
-    n, (h, w) = len(sets[0]), sets[0].shape[1:]
-    tiles = np.concatenate([np.pad(s, ((0, 0), (0, 0), (0, 2)), constant_values=1) for s in sets], 2)  # (N, H, sets * (W + 2))
-    lines = -(-n // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(columns * 1.15 * len(sets), lines * 1.32 + 0.35), squeeze=False)
-    for i, ax in enumerate(axes.flat):
-        ax.axis("off")
-        if i < n:
-            ax.imshow(tiles[i], cmap="magma", vmin=0, vmax=1, interpolation="nearest")
-            ax.set_title(captions[i], fontsize=7, pad=2)
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout(pad=0.3, rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
-    save_figure(path, figure)
-
-
-def loss_curve(path, lines, best=None):
-    """A PNG of the training loss and, where the log has them, of the held-out loss in bins of t."""
-    lines = [line for line in lines if "loss" in line]
-    if not lines:
-        return
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
-    x = [line["step"] for line in lines]
-    left.semilogy(x, [line["loss"] for line in lines], color="tab:blue")
-    left.set(xlabel="step", ylabel="training loss", title="training loss, mean since the last point")
-    bins = lines[-1].get("bins", {})
-    for i, name in enumerate(bins):
-        right.semilogy(x, [line["bins"][name] for line in lines], color=plt.cm.viridis(i / len(bins)), label=name)
-    right.set(xlabel="step", title="held-out score error, by time t (best possible: 0)")
-    if bins:
-        right.legend(fontsize=7, ncols=2)
-    figure.tight_layout()
-    save_figure(path, figure)
 
 
 def stopwatch():

@@ -12,8 +12,6 @@ metrics.json to outputs/vp_sde/crystals_sde_seed0/.  Other lessons:
     python vp_sde.py --sampler dpmpp --steps 10       the same crystals from 10 network calls a crystal
     python vp_sde.py --oracle                         the same sampler with the closed-form denoiser: all error is its own
     python vp_sde.py --cfg 0                          no condition: the network has to invent type, angle and aspect
-    python vp_sde.py --show sweep                     one noise, the angle asked for swept from 0 to 60 degrees: a GIF
-    python vp_sde.py --show strip                     a crystal dissolving, and the way back with its x_0 prediction
     python vp_sde.py --train --out outputs/mine       train from nothing, then sample
     python vp_sde.py --data S                         the same loop and samplers on 2-D points: a learned letter S
 
@@ -40,6 +38,7 @@ from tqdm import tqdm
 
 import data
 import metrics
+import pictures
 import reference_gmm_sde as reference
 import training
 from make_gif import save_gif
@@ -203,24 +202,24 @@ def eps_of(net, device, precision):
     """The network's public face, eps(x, t, condition): it predicts v = alpha eps - sigma x_0, so eps = sigma x + alpha v."""
 
     def eps(x, t, condition):
-        t = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(len(x))
-        alpha, sigma = net.schedule.alpha_sigma(t)
+        _, alpha, sigma = net.schedule.at(t)
         with training.autocast(device, precision):
-            v = net(x, t, condition)
-        return like(sigma, x) * x + like(alpha, x) * v
+            v = net(x.to(device), torch.full((len(x),), t, device=device), condition.map(lambda c: c.to(device)))
+        return sigma * x + alpha * v.to(x.device)
 
     return eps
 
 
-def exact_eps(schedule, img_size):
-    """The same face on the closed form: eps = (x_t - alpha E[x_0 | x_t, c]) / sigma."""
-    denoiser = metrics.ExactDenoiser(img_size)
-
-    def eps(x, t, condition):
-        _, alpha, sigma = schedule.at(float(t))
-        return (x - alpha * denoiser.posterior_mean(x, alpha, sigma, condition.kind, condition.cont[:, 1])) / sigma
-
-    return eps
+def exact_eps(config):
+    """The same face on the closed form, a mixture's or a crystal's; None where there is none (mode full)."""
+    schedule = VP(config["beta_min"], config["beta_max"])
+    if config["data"] != "crystals":
+        mixture = load_source(config)
+        return lambda x, t, condition: torch.from_numpy(mixture.eps(x.double().numpy(), t)).to(x)
+    denoiser = metrics.ExactDenoiser(config["img_size"])
+    if config["mode"] == "full":
+        return None
+    return lambda x, t, condition: denoiser.eps(x, *schedule.at(t)[1:], condition.kind, condition.cont[:, 1])
 
 
 def guided(eps, condition, w):
@@ -304,17 +303,25 @@ def time_grid(steps, t_end, kind, schedule):
 # ------------------------------------------------------------------------------------------------------------- the training
 
 
-def training_batch(config, step, source):
-    """x_0 in [-1, 1] (or points) and condition of training step `step`, a function of (seed, step)."""
-    n, seed = config["batch_size"], config["seed"]
+def load_source(config):
+    """Where training data come from: a mixture, a built file, or None for crystals rendered on the fly."""
     if config["data"] != "crystals":
-        x = torch.from_numpy(source.sample(n, np.random.default_rng([seed, step]))).float()
-        return x, Condition(torch.zeros(n, dtype=torch.int64), torch.zeros(n, 4), torch.ones(n, dtype=torch.bool))
-    if source is not None:  # a built file
+        return reference.mixture(config["data"], reference.VPSchedule(config["beta_min"], config["beta_max"]))
+    return data.load_built(config["data_path"]) if config["data_path"] else None
+
+
+def training_batch(config, step, source, n, held_out=False):
+    """x_0 in [-1, 1] (or points) and condition of training step `step`, a function of (seed, step)."""
+    seed = config["seed"]
+    if config["data"] != "crystals":
+        x = torch.from_numpy(source.sample(n, np.random.default_rng([seed, step, held_out]))).float()
+        return x, asked_for(n, kind=0, theta=0.0)
+    if source is not None and not held_out:  # a built file
         rows = torch.randint(len(source["x_u8"]), (n,), generator=training.generator(seed, step, 1))
         x_u8, kind, cont = (source[key][rows] for key in ("x_u8", "y_cat", "y_cont"))
     else:
-        x_u8, kind, cont = data.crystal_batch(step * n, n, seed, config["mode"], config["n_types"], config["img_size"])
+        x_u8, kind, cont = data.crystal_batch(step * n, n, seed, config["mode"], config["n_types"], config["img_size"],
+                                              stream=int(held_out))
     return x_u8.float() / 127.5 - 1, Condition(kind, cont, torch.ones(n, dtype=torch.bool))
 
 
@@ -333,57 +340,31 @@ def update_ema(ema, net, decay, step):
         kept.copy_(new)
 
 
-class Examiner:
-    """Held-out score error E|eps - eps_theta|^2 / D in eight bins of t, without condition dropout.
+@torch.no_grad()
+def score_error(eps_theta, exact, x0, condition, schedule, seed, bins=8):
+    """E|eps_theta - eps*|^2 / D, the error of the score times sigma, at the middle of each of `bins` stretches of t.
 
-    Given its condition a crystal of type 0, 2, 3 is one point, so the best possible value is 0; for rectangular crystals,
-    whose aspect nobody tells, it is that of the exact posterior mean; for a mixture eps is compared with the closed form.
+    exact is the closed form, so the best possible value is 0 (None, in mode full: then it is the loss).  For crystals it is also the loss of an eps-predictor, less
+    the loss of the best one: given its condition a crystal of type 0, 2, 3 is one point and eps* is the noise itself; only
+    for rectangular ones, whose aspect nobody tells, does the best loss (reported beside it) differ from 0.
     """
-
-    def __init__(self, config, device, n=64, bins=8):
-        self.schedule, points = VP(config["beta_min"], config["beta_max"]), config["data"] != "crystals"
-        self.times, self.best, g = [(i + 0.5) / bins for i in range(bins)], {}, training.generator(config["seed"], 2**40)
-        if points:
-            mixture = reference.mixture(config["data"], reference.VPSchedule(config["beta_min"], config["beta_max"]))
-            x0 = torch.from_numpy(mixture.sample(4096, np.random.default_rng([config["seed"], 2**40]))).float()
-            self.condition = Condition(*(torch.zeros(4096, *s).to(d) for s, d in (((), torch.int64), ((4,), None), ((), bool))))
-        else:
-            x_u8, kind, cont = data.crystal_batch(0, n, config["seed"], config["mode"], config["n_types"],
-                                                  config["img_size"], stream=1)
-            x0, self.condition = x_u8.float() / 127.5 - 1, Condition(kind, cont, torch.ones(n, dtype=torch.bool))
-        self.rect = (self.condition.kind == 1) & self.condition.known
-        self.cases = []
-        for t in self.times:
-            _, alpha, sigma = self.schedule.at(t)
-            eps = torch.randn(x0.shape, generator=g)
-            x = alpha * x0 + sigma * eps
-            if points:
-                eps = torch.from_numpy(mixture.eps(x.numpy(), t)).float()
-            elif config["mode"] == "rot-only" and bool(self.rect.any()):
-                exact = exact_eps(self.schedule, config["img_size"])
-                part = self.condition.map(lambda c: c[self.rect])
-                self.best[f"{t:.2f}"] = float((exact(x[self.rect], t, part) - eps[self.rect]).square().mean())
-            self.cases.append((t, x.to(device), eps.to(device)))
-        self.condition = self.condition.map(lambda c: c.to(device))
-
-    @torch.no_grad()
-    def __call__(self, eps_theta):
-        bins, rectangular = {}, {}
-        for t, x, eps in self.cases:
-            error = (eps_theta(x, t, self.condition) - eps).square().flatten(1).mean(1).cpu()
-            bins[f"{t:.2f}"] = float(error[~self.rect].mean())
-            if self.best:
-                rectangular[f"{t:.2f}"] = float(error[self.rect].mean())
-        return {"bins": bins} | ({"rectangular": rectangular, "rectangular_best": self.best} if self.best else {})
+    rect, report = condition.kind == 1, {"bins": {}, "loss_rectangular": {}, "best_rectangular": {}}
+    eps = torch.randn(x0.shape, generator=training.generator(seed, 2**40))
+    for i in range(bins):
+        t = (i + 0.5) / bins
+        _, alpha, sigma = schedule.at(t)
+        x = alpha * x0 + sigma * eps
+        got, best = eps_theta(x, t, condition), exact(x, t, condition) if exact else eps
+        report["bins"][f"{t:.2f}"] = float((got - best).square().mean())
+        if rect.any():
+            report["loss_rectangular"][f"{t:.2f}"] = float((got - eps)[rect].square().mean())
+            report["best_rectangular"][f"{t:.2f}"] = float((best - eps)[rect].square().mean())
+    return report
 
 
 def train(config, out, device, checkpoint=None):
     """Train until config["train_steps"], or until Ctrl-C; writes last.pt, log.jsonl, loss.png and training_samples.png."""
-    net, source = build(config).to(device), None
-    if config["data"] != "crystals":
-        source = reference.mixture(config["data"])
-    elif config["data_path"]:
-        source = data.load_built(config["data_path"])
+    net, source = build(config).to(device), load_source(config)
     ema, start = training.start_ema(net), 0
     optimizer = torch.optim.AdamW(net.parameters(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01)
     if checkpoint:
@@ -391,8 +372,10 @@ def train(config, out, device, checkpoint=None):
         net.load_state_dict(checkpoint["model"])
         ema.load_state_dict(checkpoint["ema"])
         optimizer.load_state_dict(checkpoint["optimizer"])
-    examine, log, total, clock = Examiner(config, device), training.Log(out / "log.jsonl", start), 0.0, training.stopwatch()
+    log, total, clock = training.Log(out / "log.jsonl", start), 0.0, training.stopwatch()
     every, since = min(500, config["save_every"]), start
+    exam = training_batch(config, 0, source, 64 if config["data"] == "crystals" else 4096, held_out=True)
+    exact = exact_eps(config)
 
     def save(step):
         training.save_checkpoint(out / "last.pt", dict(script="vp_sde", config=config, step=step, model=net.state_dict(),
@@ -400,8 +383,8 @@ def train(config, out, device, checkpoint=None):
 
     with training.finish_the_step() as stop:
         for step in (bar := training.steps(start, config["train_steps"])):
-            x0, condition = training_batch(config, step, source)
-            g, n = training.generator(config["seed"], step, 0), len(x0)
+            x0, condition = training_batch(config, step, source, n := config["batch_size"])
+            g = training.generator(config["seed"], step, 0)
             t = (torch.arange(n) + torch.rand(n, generator=g)) / n  # one time in each n-th of [0, 1]: a less noisy gradient
             eps = torch.randn(x0.shape, generator=g)
             condition = condition._replace(known=torch.rand(n, generator=g) >= config["p_uncond"])
@@ -420,13 +403,13 @@ def train(config, out, device, checkpoint=None):
 
             total, done = total + loss.item(), step + 1
             if done % every == 0 or done == config["train_steps"]:
-                report = examine(eps_of(ema, device, config["precision"]))
+                report = score_error(eps_of(ema, device, config["precision"]), exact, *exam, net.schedule, config["seed"])
                 log.add(step=done, loss=total / (done - since), seconds=round(clock(), 1), **report)
-                bar.set_postfix(loss=f"{total / (done - since):.4f}", score_error=f"{np.mean(list(report['bins'].values())):.4f}")
+                bar.set_postfix(loss=f"{total / (done - since):.4f}", score_error=f"{np.mean(list(report['bins'].values())):.5f}")
                 total, since = 0.0, done
             if done % config["save_every"] == 0 or done == config["train_steps"] or stop:
                 save(done)
-                training.loss_curve(out / "loss.png", log.lines)
+                pictures.loss_curve(out / "loss.png", log.lines)
             if stop:
                 raise KeyboardInterrupt
     return ema
@@ -445,164 +428,69 @@ def asked_for(n, kind=None, theta=None, spacing=0.0):
 
 
 @torch.no_grad()
-def draw(eps, condition, shape, args, schedule, device, keys=None, watch=None):
-    """Samples [N, *shape], float32 on the CPU, in batches: memory grows by the results only.
+def draw(eps, condition, shape, args, schedule, keys=None):
+    """Samples [N, *shape] in batches, so that memory grows by the results only, and the film of the first batch.
 
-    The noise of sample i is drawn from (seed, keys[i]), keys[i] = i unless given.  watch(t, x, x0_hat, start) is shown every
-    step of every batch.
+    The noise of sample i is drawn from (seed, keys[i]), keys[i] = i unless given.  The film is a list of (t, x, x0_hat) of
+    at most 32 moments, evenly spread along the time grid, and at most 36 images.  Raises FloatingPointError.
     """
     n, times = len(condition.kind), time_grid(args.steps, args.t_end, args.grid, schedule)
-    keys = range(n) if keys is None else keys
-    out = torch.empty(n, *shape)
-    bar = tqdm(total=-(-n // args.sample_batch) * len(times), desc="sampling", unit="step", dynamic_ncols=True)
-    for start in range(0, n, args.sample_batch):
-        rows = slice(start, min(start + args.sample_batch, n))
-        c = condition.map(lambda v, rows=rows: v[rows].to(device))
-        generators = [training.generator(args.seed, keys[i]) for i in range(rows.start, rows.stop)]
-        noise = iter(lambda g=generators: training.noise_of(g, shape, device), None)  # endless
-        x = next(noise)
-        for t, x_t, x0_hat in SAMPLERS[args.sampler](guided(eps, c, args.cfg), x, times, schedule, noise):
-            if not bool(x_t.isfinite().all()):
-                raise FloatingPointError(f"the state is not finite at t = {t:.4g}: take more --steps, or another --grid")
-            if watch:
-                watch(t, x_t.cpu(), x0_hat.cpu(), start)
-            bar.update(t > 0)
-        out[rows] = x_t.float().cpu()
-    bar.close()
-    return out
-
-
-def grid_image(tiles, columns, zoom=1):
-    """Tiles [N, H, W] in [0, 1] as one picture, uint8 [rows H', columns W', 3], in 32 colours: noise in 256 would not fit a GIF."""
-    import matplotlib
-
-    tiles = np.pad(tiles, ((0, -len(tiles) % columns), (1, 1), (1, 1)))
-    n, h, w = tiles.shape
-    picture = tiles.reshape(n // columns, columns, h, w).swapaxes(1, 2).reshape(n // columns * h, columns * w)
-    colours = (matplotlib.colormaps["magma"](np.arange(32) / 31)[:, :3] * 255).round().astype(np.uint8)
-    return colours[(picture.clip(0, 1) * 31).round().astype(int)].repeat(zoom, 0).repeat(zoom, 1)
-
-
-def evenly(times, n):
-    """Indices of at most n of the times, spread evenly over them, ends included."""
-    return set(np.linspace(0, len(times) - 1, min(n, len(times))).round().astype(int).tolist())
+    keys, out, film, shown = keys or range(n), torch.empty(n, *shape), [], pictures.evenly(range(args.steps + 1), 32)
+    with tqdm(total=math.ceil(n / args.sample_batch) * args.steps, desc="sampling", unit="step", dynamic_ncols=True) as bar:
+        for start in range(0, n, args.sample_batch):
+            rows = slice(start, min(start + args.sample_batch, n))
+            generators = [training.generator(args.seed, keys[i]) for i in range(n)[rows]]
+            noise = iter(lambda g=generators: training.noise_of(g, shape), None)  # endless
+            eps_w = guided(eps, condition.map(lambda c, rows=rows: c[rows]), args.cfg)
+            for i, (t, x, x0_hat) in enumerate(SAMPLERS[args.sampler](eps_w, next(noise), times, schedule, noise)):
+                if not bool(x.isfinite().all()):
+                    raise FloatingPointError(f"the state blew up before t = {t:.4g}: take more --steps, or another --grid")
+                if start == 0 and i in shown:
+                    few = slice(36 if x.ndim > 2 else None)
+                    film.append((t, x[few], x0_hat[few]))
+                bar.update(t > 0)
+            out[rows] = x
+    return out, film
 
 
 def unit(x):
-    """[-1, 1] to [0, 1], clipped, one channel: float32 [N, H, W]."""
-    return ((x[:, 0] + 1) / 2).clamp(0, 1).numpy()
+    """[-1, 1] to [0, 1], clipped: [N, 1, H, W]."""
+    return ((x.float() + 1) / 2).clamp(0, 1)
 
 
-def name_of(kind, theta, aspect=None):
-    return f"{data.KINDS[kind]} {math.degrees(theta):.0f}°" + (f", b/a {aspect:.2f}" if kind == 1 and aspect else "")
-
-
-def report_crystals(x, condition, args, mode, out, seconds):
-    """Crystal error and distances, each beside its floor; samples.png with the nearest true crystal beside each sample."""
-    kind, theta = condition.kind, condition.cont[:, 1].double().clamp(0, data.THETA_MAX)
-    result = {"n": len(x), "seconds": round(seconds, 2), "ms_per_image": round(1000 * seconds / len(x), 1)}
-    if mode == "full":
-        fit, truth = None, x
-    else:
-        fit = metrics.crystal_error(x.double()) if args.cfg == 0 else metrics.crystal_error(x.double(), kind, theta)
-        truth = data.render(fit.kind, fit.theta, fit.aspect, img_size=x.shape[-1])
-        real = data.to_u8(truth).double() / 255
-        e = fit.error
-        floor = metrics.crystal_error(real, fit.kind, fit.theta).error
-        result |= {"condition": "none" if args.cfg == 0 else "type and angle", "crystal_error_mean": float(e.mean()),
-                   "crystal_error_worst": float(e.max()), "crystal_error_floor": float(floor.mean()),
-                   "share_below_0.05": float((e < 0.05).double().mean())}
-        result |= {f"crystal_error_{data.KINDS[k]}": float(e[fit.kind == k].mean()) for k in range(4) if (fit.kind == k).any()}
-        print(f"crystal error {e.mean():.4f} mean, {e.max():.4f} worst (n = {len(x)}; true crystals in 8 bits "
-              f"{floor.mean():.4f}; a black image 0.243); {result['share_below_0.05']:.0%} below 0.05")
-        if args.cfg != 0:
-            for name in ("mass_w1", "fft_radial_l2"):
-                metric = getattr(metrics, name)
-                fresh = metrics.real_crystals(kind, theta, seed=args.seed, img_size=x.shape[-1])
-                result[name] = metric(x, fresh)
-                result[f"{name}_floor"] = metrics.floor(metric, kind, theta, seed=args.seed + 1, img_size=x.shape[-1])
-                print(f"{name:14}{result[name]:.2e}   real against real {result[f'{name}_floor']:.2e}")
-        if int((fit.kind == 1).sum()) >= 100 and args.cfg != 0:
-            n = int((fit.kind == 1).sum())
-            result |= {"aspect_w1": metrics.aspect_w1(fit.aspect[fit.kind == 1]), "aspect_w1_band": metrics.aspect_w1_band(n)}
-            print(f"variety: W1 of the recovered aspect from U[0.75, 1.35] {result['aspect_w1']:.4f}, "
-                  f"95 % of fresh draws of {n} stay below {result['aspect_w1_band']:.4f}")
-    shown = range(min(36, len(x)))
-    captions = [name_of(int((fit or condition).kind[i]), float(fit.theta[i] if fit else theta[i]),
-                        float(fit.aspect[i]) if fit else None) for i in shown]
-    pairs = (x[:36, 0].numpy(), truth[:36, 0].numpy()) if fit else x[:36, 0].numpy()
-    title = "left: sample, right: the nearest true crystal" if fit else "samples, mode full"
-    training.captioned_grid(out / "samples.png", pairs, captions, title)
-    return result
-
-
-def sample_crystals(eps, config, args, device, out, schedule):
+def sample_crystals(eps, config, args, out, schedule):
     """The main job: samples.png, reverse_diffusion.gif, samples.npz, and the numbers."""
-    spacing = data.SPACING if config["mode"] == "full" else 0.0
-    condition, size = asked_for(args.n, args.kind, args.theta, spacing), config["img_size"]
-    frames, keep = [], evenly(range(args.steps + 1), 32)
-    seen = iter(range(10**9))
-
-    def watch(t, x, x0_hat, start):
-        if start == 0 and next(seen) in keep:
-            frames.append(grid_image(unit(x[:36]), 6))
-
+    spacing, size = data.SPACING if config["mode"] == "full" else 0.0, config["img_size"]
+    condition = asked_for(args.n, args.kind, args.theta, spacing)
     clock = training.stopwatch()
-    x = draw(eps, condition, (1, size, size), args, schedule, device, watch=watch).add_(1).div_(2).clamp_(0, 1)
-    seconds = clock()
-    training.save_npz(out / "samples.npz", x=x.numpy(), kind=condition.kind.numpy(), theta=condition.cont[:, 1].numpy())
-    save_gif(frames, out / "reverse_diffusion.gif")
-    return report_crystals(x, condition, args, config["mode"], out, seconds)
+    x, film = draw(eps, condition, (1, size, size), args, schedule)
+    seconds, x, kind, theta = clock(), unit(x), condition.kind, condition.cont[:, 1]
+    training.save_npz(out / "samples.npz", x=x.numpy(), kind=kind.numpy(), theta=theta.numpy())
+    save_gif([pictures.grid_image(unit(x_t)[:, 0].numpy(), 6) for _, x_t, _ in film], out / "reverse_diffusion.gif")
+    if config["mode"] == "full":  # no closed form for what is missing and what is displaced
+        pictures.captioned_grid(out / "samples.png", x[:36, 0], [data.KINDS[k] for k in kind[:36]], "samples, mode full")
+        result = {}
+    else:
+        result, fit, truth = metrics.crystal_report(x, *((kind, theta) if args.cfg else ()), seed=args.seed)
+        captions = [metrics.caption(*case) for case in zip(fit.kind[:36], fit.theta[:36], fit.aspect[:36], strict=True)]
+        tiles = x[:36, 0].numpy(), truth[:36, 0].numpy()
+        pictures.captioned_grid(out / "samples.png", tiles, captions, "left: sample    right: nearest true crystal")
+    return {"n": args.n, "seconds": seconds, "ms_per_image": 1000 * seconds / args.n} | result
 
 
-def sample_points(eps, config, args, device, out, schedule):
-    """The 2-D job: a cloud of points, its GIF with the closed-form density, and its distance to exact samples."""
-    gmm = reference.mixture(config["data"], reference.VPSchedule(schedule.beta_min, schedule.beta_max))
-    snapshots, keep, seen = [], evenly(range(args.steps + 1), 32), iter(range(10**9))
-
-    def watch(t, x, x0_hat, start):
-        if start == 0 and next(seen) in keep:
-            snapshots.append((t, x.numpy().astype(np.float64)))
-
-    args.sample_batch = args.n  # points are cheap: one array a step
-    condition, clock = asked_for(args.n), training.stopwatch()
-    x = draw(eps, condition, (2,), args, schedule, device, watch=watch)
+def sample_points(eps, config, args, out, schedule):
+    """The 2-D job: a cloud of points, its GIF over the closed-form density, and its distance to exact samples."""
+    gmm, clock = load_source(config), training.stopwatch()
+    x, film = draw(eps, asked_for(args.n), (2,), args, schedule)
     seconds = clock()
     training.save_npz(out / "samples.npz", x=x.numpy())
-    images = list(reference.draw(snapshots, gmm, f"learned score, {args.sampler}"))
+    images = list(reference.draw([(t, x_t.double().numpy()) for t, x_t, _ in film], gmm, f"learned score, {args.sampler}"))
     save_gif(images, out / "reverse_diffusion.gif")
-    training.write_whole(out / "samples.png", training.png(images[-1]))
-    result = reference.distances(x.double().numpy(), gmm, args.seed) | {"seconds": round(seconds, 2)}
+    training.write_whole(out / "samples.png", pictures.png(images[-1]))
+    result = reference.distances(x.double().numpy(), gmm, args.seed)
     for name in ("mmd2", "sliced_wasserstein", "log_density"):
         print(f"{name:20}{result[name]:10.5f}   exact samples{result[name + '_floor']:10.5f}   (n = {args.n})")
-    return result
-
-
-def show_sweep(eps, config, args, device, out, schedule):
-    """theta_sweep.gif: four types, each from one noise, while the angle that is asked for goes from 0 to 60 degrees."""
-    n, size = 36, config["img_size"]
-    condition = asked_for(4 * n)
-    kind, step = torch.arange(4 * n) % 4, torch.arange(4 * n) // 4
-    condition.cont[:, 1] = step / (n - 1) * data.THETA_MAX
-    x = draw(eps, condition._replace(kind=kind), (1, size, size), args, schedule, device, keys=kind.tolist())
-    frames = [grid_image(unit(x[4 * i : 4 * i + 4]), 4, zoom=2) for i in range(n)]
-    save_gif(frames, out / "theta_sweep.gif", duration=0.1)
-
-
-def show_strip(eps, config, args, device, out, schedule):
-    """strip.png: a true crystal dissolving, the way back from noise, and what the network takes for x_0 on the way."""
-    kind, theta = 3 if args.kind is None else args.kind, 0.3 if args.theta is None else args.theta
-    condition, size, steps = asked_for(1, kind, theta), config["img_size"], []
-    draw(eps, condition, (1, size, size), args, schedule, device, watch=lambda t, x, x0_hat, start: steps.append((t, x, x0_hat)))
-    steps = [steps[i] for i in sorted(evenly(steps, 9))]
-    truth, g = data.render([kind], [theta], img_size=size) * 2 - 1, training.generator(args.seed, 2**41)
-    eps_0 = torch.randn(truth.shape, generator=g)
-    forward = [alpha * truth + sigma * eps_0 for _, alpha, sigma in (schedule.at(t) for t, _, _ in steps)]
-    rows = [forward[::-1], [x for _, x, _ in steps], [x0 for _, _, x0 in steps]]
-    times = [t for t, _, _ in steps]
-    captions = [f"{n}, t = {t:.3f}" for n, ts in (("forward", times[::-1]), ("reverse", times), ("x0 hat", times)) for t in ts]
-    tiles = np.concatenate([unit(x.float()) for row in rows for x in row])
-    training.captioned_grid(out / "strip.png", tiles, captions, f"{name_of(kind, theta)}: out to noise, and back", len(times))
+    return result | {"seconds": seconds}
 
 
 # --------------------------------------------------------------------------------------------------------- the command line
@@ -632,12 +520,11 @@ def make_parser():
     add("--t-end", type=training.number(float, 0, 1, True, True), default=None,
         help="time of the last network call, which predicts x_0 (default 0.005 for images, 0.001 for points)")
     add("--n", "--n-samples", type=training.count, default=None, help="samples (default 36 images, 4096 points)")
-    add("--sample-batch", type=training.count, default=36, help="images drawn at a time (default %(default)s)")
+    add("--sample-batch", type=training.count, help="samples drawn at a time: memory (default 36 images, or all points)")
     add("--use-ema", type=training.number(int, 0, 1), default=1, help="1: averaged weights; 0: those of the last step (default %(default)s)")
     add("--kind", type=training.number(int, 0, 3), help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
     add("--theta", type=training.number(float, 0, data.THETA_MAX), help="ask for one angle, radians in [0, 1.0471]")
     add("--oracle", action="store_true", help="the exact denoiser of rot-only crystals in place of the network")
-    add("--show", choices=("grid", "sweep", "strip"), default="grid", help="grid of samples, GIF over the angle, or strip (default %(default)s)")
     training.shared_flags(parser, train_steps=16000, batch_size=32, lr=2e-3)
     return parser
 
@@ -653,12 +540,13 @@ def settle(args, given, config, checkpoint, parser):
     args.beta_max = (20.0 if points else 30.0) if args.beta_max is None else args.beta_max
     args.t_end = (0.001 if points else 0.005) if args.t_end is None else args.t_end
     args.n = (4096 if points else 36) if args.n is None else args.n
+    args.sample_batch = (args.n if points else 36) if args.sample_batch is None else args.sample_batch  # points are cheap
     if args.beta_max < args.beta_min:
         raise ValueError(f"--beta-max {args.beta_max} is below --beta-min {args.beta_min}")
     if args.img_size % 16:
         raise ValueError(f"--img-size must be a multiple of 16, not {args.img_size}")
-    if points and (given & {"cfg", "kind", "theta", "oracle", "mode", "data_path"} or args.show != "grid"):
-        raise ValueError("--cfg, --kind, --theta, --oracle, --mode, --data-path and --show are for crystals, not for points")
+    if points and given & {"cfg", "kind", "theta", "oracle", "mode", "data_path"}:
+        raise ValueError("--cfg, --kind, --theta, --oracle, --mode and --data-path are for crystals, not for points")
     args.cfg = (1.0 if points or args.oracle else 1.5) if args.cfg is None else args.cfg
     if args.oracle and (args.cfg != 1 or args.mode != "rot-only" or args.train or args.ckpt):
         raise ValueError("--oracle is the exact *conditional* denoiser of rot-only crystals: it takes --cfg 1 and no training")
@@ -696,7 +584,7 @@ def main(argv=None):
 
         schedule = VP(args.beta_min, args.beta_max)
         if args.oracle:
-            eps = exact_eps(schedule, args.img_size)
+            eps = exact_eps(config)
         else:
             if args.train:
                 net = train(config, out, device, checkpoint)
@@ -706,13 +594,8 @@ def main(argv=None):
                     raise ValueError(f"{args.ckpt} ships only averaged weights: leave --use-ema at 1")
                 net = training.load_weights(build(config), checkpoint[weights], args.ckpt).to(device).eval()
             eps = eps_of(net, device, args.precision)
-        if args.show == "sweep":
-            show_sweep(eps, config, args, device, out, schedule)
-        elif args.show == "strip":
-            show_strip(eps, config, args, device, out, schedule)
-        else:
-            job = sample_crystals if args.data == "crystals" else sample_points
-            training.save_json(out / "metrics.json", job(eps, config, args, device, out, schedule))
+        job = sample_crystals if args.data == "crystals" else sample_points
+        training.save_json(out / "metrics.json", job(eps, config, args, out, schedule))
         print("wrote " + ", ".join(sorted(p.name for p in out.iterdir())) + f" in {out}")
 
 
