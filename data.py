@@ -140,7 +140,7 @@ def crystal_labels(start: int, n: int, seed: int = 0, mode: str = "rot-only", n_
         raise ValueError(f"the number of lattice types must be 1 to {len(KINDS)}, not {n_types}")
     radius = visible_radius(img_size, any_spacing=True)
     atoms = max(len(sites(k, radius)) for k in range(len(KINDS))) if mode == "full" else 0
-    u = uniforms(start, n, 8 + 3 * atoms, seed, stream)
+    u = uniforms(start, n, 8, seed, stream)  # so crystal i has the same type and aspect in all modes and sizes
 
     def spread(column, low, high):
         return torch.from_numpy(low + (high - low) * u[:, column])
@@ -151,7 +151,7 @@ def crystal_labels(start: int, n: int, seed: int = 0, mode: str = "rot-only", n_
         labels["theta"] = torch.zeros(n, dtype=torch.float64)
     if mode == "full":
         vacancy, jitter = spread(4, *FULL_VACANCY), spread(5, *FULL_JITTER)
-        per_atom = torch.from_numpy(u[:, 8:].reshape(n, atoms, 3))
+        per_atom = torch.from_numpy(uniforms(start, n, 3 * atoms, seed, stream + 2**32).reshape(n, atoms, 3))
         labels |= dict(spacing=spread(3, *FULL_SPACING), keep=per_atom[..., 0] >= vacancy[:, None],
                        shift=torch.special.ndtri(per_atom[..., 1:].clamp_min(1e-300)) * jitter[:, None, None],
                        vacancy=vacancy, jitter=jitter)
@@ -282,7 +282,7 @@ def preview(path, n_types=4, img_size=64, seed=0):
         fig.text((left - 0.12) / width, 1 - (y - side / 2) / height, name, color="white", ha="right", va="center")
         for i in range(m):
             ax = fig.add_axes(((left + i * (side + gap)) / width, 1 - y / height, side / width, side / height))
-            ax.imshow(images[i, 0], cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+            ax.imshow(images[i, 0].numpy(), cmap="magma", vmin=0, vmax=1, interpolation="nearest")
             ax.set_axis_off()
             ax.set_title(captions[i], fontsize=8.5, color="#b8c2d2", pad=4)
     write_whole(path, lambda file: fig.savefig(file, format="png", facecolor=fig.get_facecolor()))
