@@ -427,11 +427,22 @@ def asked_for(n, kind=None, theta=None, spacing=0.0):
     return Condition(i % 4 if kind is None else torch.full((n,), kind), cont, torch.ones(n, dtype=torch.bool))
 
 
+def endless_noise(seed, keys, shape):
+    """Standard normals [N, *shape], one after the other: an image has a generator of its own, points share one."""
+    if len(shape) > 1:
+        generators = [training.generator(seed, key) for key in keys]
+        while True:
+            yield training.noise_of(generators, shape)
+    g = training.generator(seed)
+    while True:
+        yield torch.randn(len(keys), *shape, generator=g)
+
+
 @torch.no_grad()
 def draw(eps, condition, shape, args, schedule, keys=None):
     """Samples [N, *shape] in batches, so that memory grows by the results only, and the film of the first batch.
 
-    The noise of sample i is drawn from (seed, keys[i]), keys[i] = i unless given.  The film is a list of (t, x, x0_hat) of
+    The noise of image i is drawn from (seed, keys[i]), keys[i] = i unless given.  The film is a list of (t, x, x0_hat) of
     at most 32 moments, evenly spread along the time grid, and at most 36 images.  Raises FloatingPointError.
     """
     n, times = len(condition.kind), time_grid(args.steps, args.t_end, args.grid, schedule)
@@ -439,8 +450,7 @@ def draw(eps, condition, shape, args, schedule, keys=None):
     with tqdm(total=math.ceil(n / args.sample_batch) * args.steps, desc="sampling", unit="step", dynamic_ncols=True) as bar:
         for start in range(0, n, args.sample_batch):
             rows = slice(start, min(start + args.sample_batch, n))
-            generators = [training.generator(args.seed, keys[i]) for i in range(n)[rows]]
-            noise = iter(lambda g=generators: training.noise_of(g, shape), None)  # endless
+            noise = endless_noise(args.seed, [keys[i] for i in range(n)[rows]], shape)
             eps_w = guided(eps, condition.map(lambda c, rows=rows: c[rows]), args.cfg)
             for i, (t, x, x0_hat) in enumerate(SAMPLERS[args.sampler](eps_w, next(noise), times, schedule, noise)):
                 if not bool(x.isfinite().all()):
@@ -520,7 +530,7 @@ def make_parser():
     add("--t-end", type=training.number(float, 0, 1, True, True), default=None,
         help="time of the last network call, which predicts x_0 (default 0.005 for images, 0.001 for points)")
     add("--n", "--n-samples", type=training.count, default=None, help="samples (default 36 images, 4096 points)")
-    add("--sample-batch", type=training.count, help="samples drawn at a time: memory (default 36 images, or all points)")
+    add("--sample-batch", type=training.count, default=36, help="images drawn at a time (default %(default)s)")
     add("--use-ema", type=training.number(int, 0, 1), default=1, help="1: averaged weights; 0: those of the last step (default %(default)s)")
     add("--kind", type=training.number(int, 0, 3), help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
     add("--theta", type=training.number(float, 0, data.THETA_MAX), help="ask for one angle, radians in [0, 1.0471]")
@@ -540,7 +550,11 @@ def settle(args, given, config, checkpoint, parser):
     args.beta_max = (20.0 if points else 30.0) if args.beta_max is None else args.beta_max
     args.t_end = (0.001 if points else 0.005) if args.t_end is None else args.t_end
     args.n = (4096 if points else 36) if args.n is None else args.n
-    args.sample_batch = (args.n if points else 36) if args.sample_batch is None else args.sample_batch  # points are cheap
+    if points:
+        args.sample_batch = args.n  # a cloud is one batch
+        if not args.resume:
+            args.train_steps = args.train_steps if "train_steps" in given else 4000
+            args.batch_size = args.batch_size if "batch_size" in given else 1024
     if args.beta_max < args.beta_min:
         raise ValueError(f"--beta-max {args.beta_max} is below --beta-min {args.beta_min}")
     if args.img_size % 16:
