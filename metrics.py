@@ -9,8 +9,8 @@ aspect uniform in [0.75, 1.35] that no condition tells.  So types 0, 2, 3 have o
 rectangular lattice has a curve of them, b -> R(b).  The nearest image and the posterior mean are both found on that
 curve with exact renders.
 
-For scale, on the 36 default conditions: a black image has crystal error 0.238 (0.243 as a root mean square over the
-tiles), a lattice shifted by a tenth of a pixel along one axis 0.011, rounding to 8 bits 0.001.
+For scale, on the 36 default conditions: a black image has crystal error 0.238 (0.243 as a root mean square over them),
+a lattice shifted by a tenth of a pixel along one axis 0.014 (0.1 sqrt(pi/2 atoms per pixel)), rounding to 8 bits 0.001.
 """
 
 import math
@@ -264,7 +264,7 @@ class ExactDenoiser:
 
 
 def _weigh(X, x_t, alpha, sigma, log_weights):
-    """Mean of X(b) [n, m, D] under weights exp(log_weights - |x_t - alpha X|^2 / 2 sigma^2): [n, 1, H, H]; and log w."""
+    """Mean of X(b) [n, m, D] under weights w = exp(log_weights - |x_t - alpha X|^2 / 2 sigma^2) [n, 1, H, H]; log w."""
     gain = (alpha / sigma**2)[:, None]
     match = torch.einsum("nmd,nd->nm", X, x_t.flatten(1)).double()
     log_w = log_weights + gain * match - gain * alpha[:, None] / 2 * X.square().sum(2).double()  # |x_t|^2 cancels
@@ -339,7 +339,7 @@ def floor(metric, kind, theta, seed=0, repeats=4, img_size=64) -> float:
     return float(np.mean([metric(x, y) for x, y in pairs]))
 
 
-# ------------------------------------------------------------------------------------------------------------ the report
+# ----------------------------------------------------------------------------------------------------------- the report
 
 
 def caption(kind, theta, aspect=None) -> str:
@@ -351,20 +351,23 @@ def caption(kind, theta, aspect=None) -> str:
 def crystal_report(x, kind=None, theta=None, seed=0):
     """Print the numbers of samples x [N, 1, H, H] in [0, 1], each beside its floor.  Returns (dict, CrystalFit, truth).
 
-    With the conditions they were drawn under, crystal error is the distance to what was asked for; without, to the nearest
-    crystal of any kind.  truth [N, 1, H, H]: those crystals.
+    With the conditions they were drawn under, crystal error is the distance to what was asked for; without, to the
+    nearest crystal of any kind.  truth [N, 1, H, H]: those crystals.
     """
     asked, H = kind is not None, x.shape[-1]
     fit = crystal_error(x, kind, theta)
-    truth = torch.cat([render(k, t, b, img_size=H) for k, t, b in zip(*(c.split(CHUNK) for c in fit[1:]), strict=True)]).float()
+    pieces = zip(*(c.split(CHUNK) for c in fit[1:]), strict=True)
+    truth = torch.cat([render(k, t, b, img_size=H) for k, t, b in pieces]).float()
     lowest = (to_u8(truth).double() / 255 - truth).square().mean((1, 2, 3)).sqrt().mean()
     e = fit.error
-    result = {"condition": "type and angle" if asked else "none", "crystal_error_mean": e.mean(), "crystal_error_worst": e.max(),
-              "crystal_error_floor": lowest, "share_below_0.05": (e < 0.05).double().mean()}
+    result = {"condition": "type and angle" if asked else "none", "crystal_error_mean": e.mean(),
+              "crystal_error_worst": e.max(), "crystal_error_floor": lowest,
+              "share_below_0.05": (e < 0.05).double().mean()}
     result |= {f"crystal_error_{KINDS[k]}": e[fit.kind == k].mean() for k in range(len(KINDS)) if (fit.kind == k).any()}
-    print(f"crystal error {e.mean():.4f} mean, {e.max():.4f} worst; n = {len(x)}, {'as asked' if asked else 'nearest of any'}; "
+    which = "as asked" if asked else "nearest of any"
+    print(f"crystal error {e.mean():.4f} mean, {e.max():.4f} worst; n = {len(x)}, {which}; "
           f"{result['share_below_0.05']:.0%} below 0.05\n"
-          f"  for scale: true crystals in 8 bits {lowest:.4f}, shifted by 0.1 px 0.011, a black image 0.243")
+          f"  for scale: true crystals in 8 bits {lowest:.4f}, shifted by 0.1 px 0.014, a black image 0.238")
     if asked:
         real = real_crystals(kind, theta, seed, H)
         for metric in (mass_w1, fft_radial_l2):
@@ -373,7 +376,8 @@ def crystal_report(x, kind=None, theta=None, seed=0):
             print(f"{name:14}{result[name]:.2e}   fresh real against real {result[f'{name}_floor']:.2e}")
     aspect = fit.aspect[fit.kind == 1]
     if asked and len(aspect) >= 100:
-        result |= {"n_rectangular": len(aspect), "aspect_w1": aspect_w1(aspect), "aspect_w1_band": aspect_w1_band(len(aspect))}
-        print(f"variety: W1 of the recovered aspect from U[0.75, 1.35] {result['aspect_w1']:.4f}; 95 % of {len(aspect)} fresh "
-              f"draws stay below {result['aspect_w1_band']:.4f}")
+        n, w1, band = len(aspect), aspect_w1(aspect), aspect_w1_band(len(aspect))
+        result |= {"n_rectangular": n, "aspect_w1": w1, "aspect_w1_band": band}
+        print(f"variety: W1 of the recovered aspect from U[0.75, 1.35] {w1:.4f}; "
+              f"95 % of {n} fresh draws stay below {band:.4f}")
     return {k: float(v) if torch.is_tensor(v) else v for k, v in result.items()}, fit, truth
