@@ -427,6 +427,13 @@ def asked_for(n, kind=None, theta=None, spacing=0.0):
     return Condition(i % 4 if kind is None else torch.full((n,), kind), cont, torch.ones(n, dtype=torch.bool))
 
 
+def moments(times, schedule, n=32):
+    """Which steps make a film: the first, n evenly spread in log-SNR from -5 on (before, all is noise), and the last x_0."""
+    log_snr = schedule.log_snr(torch.tensor(times, dtype=torch.float64))
+    wanted = torch.linspace(max(float(log_snr[0]), -5.0), float(log_snr[-1]), n, dtype=torch.float64)
+    return {0, len(times), *(log_snr - wanted[:, None]).abs().argmin(1).tolist()}
+
+
 def endless_noise(seed, keys, shape):
     """Standard normals [N, *shape], one after the other: an image has a generator of its own, points share one."""
     if len(shape) > 1:
@@ -443,10 +450,10 @@ def draw(eps, condition, shape, args, schedule, keys=None):
     """Samples [N, *shape] in batches, so that memory grows by the results only, and the film of the first batch.
 
     The noise of image i is drawn from (seed, keys[i]), keys[i] = i unless given.  The film is a list of (t, x, x0_hat) of
-    at most 32 moments, evenly spread along the time grid, and at most 36 images.  Raises FloatingPointError.
+    at most 34 moments and at most 36 images.  Raises FloatingPointError.
     """
     n, times = len(condition.kind), time_grid(args.steps, args.t_end, args.grid, schedule)
-    keys, out, film, shown = keys or range(n), torch.empty(n, *shape), [], pictures.evenly(range(args.steps + 1), 32)
+    keys, out, film, shown = keys or range(n), torch.empty(n, *shape), [], moments(times, schedule)
     with tqdm(total=math.ceil(n / args.sample_batch) * args.steps, desc="sampling", unit="step", dynamic_ncols=True) as bar:
         for start in range(0, n, args.sample_batch):
             rows = slice(start, min(start + args.sample_batch, n))
@@ -542,6 +549,8 @@ def make_parser():
 def settle(args, given, config, checkpoint, parser):
     """Fill in what depends on the data, and refuse what does not go together."""
     if checkpoint:
+        if missing := [key for key in MODEL_FLAGS if key not in config]:
+            raise ValueError(f"the checkpoint does not say its {missing[0]}: it is damaged, or of another version")
         for key in MODEL_FLAGS:
             if key in given and getattr(args, key) != config[key]:
                 raise ValueError(f"--{key.replace('_', '-')} {getattr(args, key)} contradicts the checkpoint, which has {config[key]}")
