@@ -1,4 +1,4 @@
-"""Pictures: captioned grids, frames for a GIF, loss curves.  Nothing here knows a model; files are moved into place whole."""
+"""Pictures: captioned grids, frames for a GIF, loss curves.  No model in here; files are moved into place whole."""
 
 import io
 
@@ -26,23 +26,25 @@ def save_figure(path, figure):
 
 
 def captioned_grid(path, rows, captions, title="", columns=6):
-    """A PNG of tiles [N, H, W] in [0, 1], each with its caption; `rows` may be a tuple of such arrays, set side by side."""
-    sets = [np.asarray(r) for r in (rows if isinstance(rows, tuple) else (rows,))]
-    n, (h, w) = len(sets[0]), sets[0].shape[1:]
-    tiles = np.concatenate([np.pad(s, ((0, 0), (0, 0), (0, 2)), constant_values=1) for s in sets], 2)  # (N, H, sets * (W + 2))
-    lines = -(-n // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(columns * 1.15 * len(sets), lines * 1.32 + 0.35), squeeze=False)
-    for i, ax in enumerate(axes.flat):
+    """A PNG of tiles [N, H, W] in [0, 1], each with its caption; `rows` may be a tuple of such arrays, side by side."""
+    sets = [np.asarray(tiles, dtype=float) for tiles in (rows if isinstance(rows, tuple) else (rows,))]
+    gap = np.full((*sets[0].shape[:2], 2), np.nan)  # NaN is drawn white
+    tiles = np.concatenate([piece for tiles in sets for piece in (gap, tiles)][1:], 2)  # (N, H, sets (W + 2) - 2)
+    lines = -(-len(tiles) // columns)
+    width, height, head = columns * 1.15 * len(sets), lines * 1.32, 0.3 if title else 0.0  # inches
+    figure, axes = plt.subplots(lines, columns, figsize=(width, height + head), squeeze=False)
+    colours = matplotlib.colormaps["magma"].with_extremes(bad="white")
+    for ax in axes.flat:
         ax.axis("off")
-        if i < n:
-            ax.imshow(tiles[i], cmap="magma", vmin=0, vmax=1, interpolation="nearest")
-            ax.set_title(captions[i], fontsize=7, pad=2)
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout(pad=0.3, rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
+    for ax, tile, caption in zip(axes.flat, tiles, captions, strict=False):
+        ax.imshow(tile, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+        ax.set_title(caption, fontsize=7, pad=2)
+    figure.text(0.5, 1 - 0.08 / (height + head), title, fontsize=10, ha="center", va="top")
+    figure.tight_layout(pad=0.3, rect=(0, 0, 1, height / (height + head)))
     save_figure(path, figure)
 
 
-def loss_curve(path, lines, best=None):
+def loss_curve(path, lines):
     """A PNG of the training loss and, where the log has them, of the held-out loss in bins of t."""
     lines = [line for line in lines if "loss" in line]
     if not lines:
@@ -62,7 +64,7 @@ def loss_curve(path, lines, best=None):
 
 
 def grid_image(tiles, columns, zoom=1):
-    """Tiles [N, H, W] in [0, 1] as one picture, uint8 [rows H', columns W', 3], in 32 colours: noise in 256 would not fit a GIF."""
+    """Tiles [N, H, W] in [0, 1] as one picture, uint8 [rows H', columns W', 3], in 32 colours to keep GIFs small."""
     tiles = np.pad(tiles, ((0, -len(tiles) % columns), (1, 1), (1, 1)))
     n, h, w = tiles.shape
     picture = tiles.reshape(n // columns, columns, h, w).swapaxes(1, 2).reshape(n // columns * h, columns * w)

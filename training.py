@@ -4,8 +4,8 @@ A checkpoint is one plain dict
 
     script, config, step, model, ema, optimizer          (a shipped one: script, config, step, ema in half precision)
 
-and is all that is needed to go on: the draws of training step k depend on (seed, k) alone, so there is no random state to
-keep.  To turn the `last.pt` of a run into the small file that ships:
+and is all that is needed to go on: the draws of training step k depend on (seed, k) alone, so there is no random state
+to keep.  To turn the `last.pt` of a run into the small file that ships:
 
     python training.py outputs/vp_sde/crystals_sde_seed0/last.pt assets/checkpoints/vp_sde.pt
 """
@@ -16,7 +16,6 @@ import copy
 import io
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -29,22 +28,22 @@ from tqdm import tqdm
 
 from make_gif import write_whole
 
-# -------------------------------------------------------------------------------------------------------------------- flags
+# ---------------------------------------------------------------------------------------------------------------- flags
 
 
 def number(kind=float, low=-math.inf, high=math.inf, open_low=False, open_high=False):
     """An argparse type: a finite number in [low, high], the ends left out where they are open."""
-    ends = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+    open_low, open_high = open_low or low == -math.inf, open_high or high == math.inf
+    ends = f"{'(' if open_low else '['}{low:.10g}, {high:.10g}{')' if open_high else ']'}"
 
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number") from None
-        below = value <= low if open_low else value < low
-        above = value >= high if open_high else value > high
-        if not math.isfinite(value) or below or above:
-            raise argparse.ArgumentTypeError(f"{text} is not in {ends}")
+        inside = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
+        if not inside:  # NaN fails every comparison
+            raise argparse.ArgumentTypeError(f"must lie in {ends}, not at {text}")
         return value
 
     return parse
@@ -83,23 +82,26 @@ def parse(parser, argv):
 
     Every dashed flag may be spelt with underscores.  A --config file gives defaults; an unknown key in it is a mistake.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    argv = ["--" + a[2:].partition("=")[0].replace("_", "-") + "".join(a[2:].partition("=")[1:])
-            if a.startswith("--") else a for a in argv]
-    defaults = vars(parser.parse_args([]))
-    unset = object()  # argparse leaves an attribute alone that is there already, so what is still unset was not given
-    found = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, unset))))
-    given = {k: v for k, v in found.items() if v is not unset}
+    defaults, words = vars(parser.parse_args([])), []
+    for word in sys.argv[1:] if argv is None else argv:
+        flag, *value = word.split("=", 1)
+        words.append("=".join([flag.replace("_", "-"), *value]) if flag.startswith("--") else word)
+
+    def given_in(words):
+        unset = object()  # argparse leaves an attribute alone that is there already: what stays unset was not given
+        found = vars(parser.parse_args(words, argparse.Namespace(**dict.fromkeys(defaults, unset))))
+        return {key: value for key, value in found.items() if value is not unset}
+
+    given = given_in(words)
     if given.get("config"):
         preset = read_config(given["config"])
         if unknown := sorted(set(preset) - set(defaults)):
-            parser.error(f"{given['config']}: unknown key {unknown[0]!r}")
-        words = []
-        for key, value in preset.items():  # through the parser, so that ranges are checked here as well
+            raise ValueError(f"{given['config']}: unknown key {unknown[0]!r}")
+        words = []  # the preset goes through the parser as well, so that its ranges are checked
+        for key, value in preset.items():
             if value is not None and value != defaults[key] and key not in ("config", "out", "train", "resume"):
-                words += ["--" + key.replace("_", "-")] + ([] if value is True else [str(value)])
-        stored = vars(parser.parse_args(words, argparse.Namespace(**dict.fromkeys(defaults, unset))))
-        given = {k: v for k, v in stored.items() if v is not unset} | given
+                words.append("--" + key.replace("_", "-") + ("" if value is True else f"={value}"))
+        given = given_in(words) | given
     return argparse.Namespace(**(defaults | given)), set(given)
 
 
@@ -115,32 +117,43 @@ def read_config(path) -> dict:
 
 @contextlib.contextmanager
 def one_line_errors(parser):
-    """A user's mistake, raised as ValueError or OSError with a sentence for the user, ends in that sentence and status 2."""
+    """A user's mistake, raised as ValueError or OSError with a sentence, ends in that sentence and status 2.
+
+    So do a computation that blew up and a lack of memory or disk.  Ctrl-C ends in status 130.
+    """
     try:
         yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"\n{parser.prog}: stopped\n")
+        return
+    except (ValueError, OSError, ArithmeticError) as error:
+        sentence = " ".join(str(error).split())
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch calls a lack of memory that
+            raise
+        sentence = "not enough memory: ask for fewer samples, smaller batches or smaller images"
+    except KeyboardInterrupt as stop:
+        parser.exit(130, f"\n{parser.prog}: {stop or 'stopped'}\n")
+    parser.exit(2, f"{parser.prog}: error: {sentence}\n")
 
 
-# --------------------------------------------------------------------------------------------------------- device and seeds
+# ----------------------------------------------------------------------------------------------------- device and seeds
 
 
 def pick_device(name: str) -> torch.device:
     """auto takes CUDA, then MPS, then CPU.  Raises ValueError for a device that is not there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = name.partition(":")[0]  # cuda:1 is the second of several
     if name == "auto":
         return torch.device(next(kind for kind, ok in there.items() if ok))
-    if name.split(":")[0] not in there:
+    if kind not in there:
         raise ValueError(f"--device must be auto, cpu, cuda or mps, not {name!r}")
-    if not there[name.split(":")[0]]:
-        raise ValueError(f"--device {name}: this machine, or this build of torch, has no {name}; try --device auto")
-    return torch.device(name)
+    if there[kind]:
+        with contextlib.suppress(RuntimeError):
+            return torch.zeros(1, device=name).device
+    raise ValueError(f"--device {name}: this machine, or this build of torch, has no {name}; try --device auto")
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """bf16 where the processor multiplies it natively, else float32.  Asks what it can do, never how fast it was today."""
+    """bf16 where the processor multiplies it natively, else float32: asks what it can do, not how fast it was today."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -153,7 +166,7 @@ def autocast(device: torch.device, precision: str):
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator that depends on the key alone, for instance (seed, training step)."""
+    """A CPU generator that depends on the key alone, say (seed, training step, 1).  Zeros at its end do not count."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
@@ -165,14 +178,12 @@ def noise_of(generators, shape, device="cpu"):
     return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
 
 
-# ------------------------------------------------------------------------------------------------------- files and folders
+# ---------------------------------------------------------------------------------------------------- files and folders
 
 
 def run_folder(args, script: str, name: str) -> Path:
-    """Create the folder of a run before any work is done.  Raises ValueError where it would harm an earlier training."""
+    """Create the folder of a run before any work is done.  ValueError where it cannot, or would harm a training."""
     out = Path(args.out or Path("outputs", script, name))
-    if args.resume and not (out / "last.pt").is_file():
-        raise ValueError(f"nothing to resume: there is no {out / 'last.pt'}")
     if args.train and not args.resume and (out / "last.pt").exists():
         raise ValueError(f"{out} holds a trained run; add --resume to go on with it, or name another folder with --out")
     try:
@@ -180,7 +191,7 @@ def run_folder(args, script: str, name: str) -> Path:
         write_whole(out / ".writable", b"")
         (out / ".writable").unlink()
     except OSError as error:
-        raise ValueError(f"cannot write into the output folder {out}: {error.strerror}") from None
+        raise ValueError(f"cannot write into the folder {out} ({error.strerror}): name another with --out") from None
     return out
 
 
@@ -200,23 +211,40 @@ def save_checkpoint(path, checkpoint: dict):
     write_whole(path, buffer.getvalue())
 
 
-def load_checkpoint(path, script: str) -> dict:
-    """A checkpoint of this script, from a file or a run folder.  Raises ValueError with a sentence; never runs code in it."""
+def load_checkpoint(path, script=None) -> dict:
+    """The checkpoint in a file or run folder, made by `script` (None: by any).
+
+    Raises ValueError with a sentence for anything else, and never runs code that may be in the file.
+    """
     path = Path(path)
     path = path / "last.pt" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; make one with --train, or name one with --ckpt")
     try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("not a zip archive")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        made_by = checkpoint["script"]
-        assert isinstance(checkpoint["config"], dict) and isinstance(checkpoint["ema"], dict)
-    except Exception as error:  # a damaged file raises whatever its first bad byte leads to
-        what = type(error).__name__
-        raise ValueError(f"{path} is damaged, cut short or no checkpoint of this project ({what})") from None
-    if made_by != script:
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None  # every checksum: torch itself would load a flipped bit
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True) if whole else {}
+        made_by, step, config, ema = (checkpoint[key] for key in ("script", "step", "config", "ema"))
+        whole = isinstance(config, dict) and isinstance(ema, dict) and isinstance(step, int)
+    except Exception:  # a damaged file raises whatever its first bad byte leads to
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} is damaged, cut short or no checkpoint of this project")
+    if made_by != (script or made_by):
         raise ValueError(f"{path} was made by {made_by}.py, not by {script}.py")
+    return checkpoint
+
+
+def load_run(out, script: str) -> dict:
+    """The checkpoint that --resume goes on from.  Raises ValueError where there is none."""
+    if not out:
+        raise ValueError("--resume needs --out DIR, the folder of the run to go on with")
+    path = Path(out, "last.pt")
+    if not path.is_file():
+        raise ValueError(f"nothing to resume: there is no {path}")
+    checkpoint = load_checkpoint(path, script)
+    if not {"model", "optimizer"} <= set(checkpoint):
+        raise ValueError(f"nothing to resume: {path} ships averaged weights only, without the state of the training")
     return checkpoint
 
 
@@ -224,25 +252,26 @@ def load_weights(module, weights: dict, path):
     """Put weights of any precision into a module.  Raises ValueError when they belong to another network."""
     try:
         module.load_state_dict(weights)
-    except RuntimeError:
+    except (RuntimeError, AttributeError, TypeError):
         raise ValueError(f"the weights in {path} do not fit the network that its config describes") from None
     return module
 
 
 def resume_settings(args, given, stored: dict, may_differ=("train_steps", "save_every", "device")):
-    """The settings a resumed run goes on with.  Raises ValueError for a flag that contradicts what it was started with."""
-    for key in sorted(given & set(stored) - {"out", "resume", "train", "config", *may_differ}):
-        if getattr(args, key) != stored[key]:
+    """Give args the settings of the run that goes on.  Raises ValueError for a flag that contradicts them."""
+    for key in sorted(set(stored) & set(vars(args)) - {"out", "resume", "train", "config"}):
+        value = getattr(args, key)
+        if key not in given:
+            setattr(args, key, stored[key])
+        elif key not in may_differ and value != stored[key]:
             flag = "--" + key.replace("_", "-")
-            raise ValueError(f"{flag} {getattr(args, key)} contradicts the run, which was started with {stored[key]}")
-    for key in set(stored) & set(vars(args)) - {"out", "resume", "train"} - (given & set(may_differ)):
-        setattr(args, key, stored[key])
-    if args.train_steps < stored["train_steps"]:
+            raise ValueError(f"{flag} {value} contradicts the run, which was started with {stored[key]}: leave it out")
+    if args.train_steps < stored.get("train_steps", 0):
         raise ValueError(f"--train-steps {args.train_steps} is less than the {stored['train_steps']} of the run")
     args.train = True
 
 
-# ------------------------------------------------------------------------------------------------------------- the training
+# --------------------------------------------------------------------------------------------------------- the training
 
 
 def learning_rate(step, total, peak, warmup=200, cooldown=0.4):
@@ -256,15 +285,15 @@ def start_ema(net):
 
 
 class Log:
-    """Lines of log.jsonl.  On a resumed run, lines past the checkpoint are dropped: they are about to be written again."""
+    """Lines of log.jsonl.  Of a resumed run, lines past the checkpoint are dropped: they will be written again."""
 
     def __init__(self, path, step=0):
-        self.path = Path(path)
-        if not step:
-            self.lines = []
-        else:
-            lines = self.path.read_text().splitlines() if self.path.exists() else []
-            self.lines = [line for line in map(json.loads, lines) if line["step"] <= step]
+        self.path, self.lines = Path(path), []
+        if step and self.path.exists():
+            for text in self.path.read_text().splitlines():
+                with contextlib.suppress(ValueError):  # half a line, where the run was killed
+                    self.lines.append(json.loads(text))
+        self.lines = [line for line in self.lines if line["step"] <= step]
         write_whole(self.path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
 
     def add(self, **line):
@@ -275,7 +304,8 @@ class Log:
 
 @contextlib.contextmanager
 def finish_the_step():
-    """Ctrl-C (or a polite kill) during training: the flag yielded is set, and the loop saves before it stops."""
+    """Ctrl-C, or a polite kill: the list yielded is no longer empty, and the loop saves before it stops.  More of them,
+    say from a user who sees it saving, change nothing."""
     stop = []
     try:
         old = {s: signal.signal(s, lambda *_: stop.append(1)) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -293,10 +323,12 @@ def steps(start, total, unit="step"):
     return tqdm(range(start, total), desc="training", initial=start, total=total, unit=unit, dynamic_ncols=True)
 
 
-def check_finite(loss, step, out):
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} at step {step}: training stopped, the last good checkpoint is in {out};"
-                                 " try a lower --lr")
+def check_finite(value, step, out):
+    """Called before the weights are touched.  value: the loss, or better the loss plus the norm of its gradient."""
+    if not math.isfinite(value):
+        last = Path(out, "last.pt")
+        kept = f"the last good checkpoint is {last}" if last.exists() else "nothing was saved yet"
+        raise FloatingPointError(f"the loss or its gradient is {value} at step {step}: {kept}; try a lower --lr")
 
 
 def stopwatch():
@@ -306,12 +338,21 @@ def stopwatch():
 
 def ship(source, target):
     """Write the EMA weights of a checkpoint in half precision, with the config and nothing else."""
-    ckpt = torch.load(source, map_location="cpu", weights_only=True)
-    ema = {k: v.half() if v.is_floating_point() else v for k, v in ckpt["ema"].items()}
+    kept = {key: value for key, value in load_checkpoint(source).items() if key in ("script", "config", "step", "ema")}
+    kept["ema"] = {k: v.half() if v.is_floating_point() else v for k, v in kept["ema"].items()}
     Path(target).parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(target, {"script": ckpt["script"], "config": ckpt["config"], "step": ckpt["step"], "ema": ema})
-    print(f"{target}: {os.path.getsize(target) / 1e6:.2f} MB, step {ckpt['step']}")
+    save_checkpoint(target, kept)
+    print(f"{target}: {Path(target).stat().st_size / 1e6:.2f} MB, step {kept['step']}")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Turn the last.pt of a run into the file that ships.")
+    parser.add_argument("source", help="checkpoint file or run folder")
+    parser.add_argument("target", help="file to write")
+    args = parser.parse_args(argv)
+    with one_line_errors(parser):
+        ship(args.source, args.target)
 
 
 if __name__ == "__main__":
-    ship(*sys.argv[1:])
+    main()

@@ -369,8 +369,8 @@ def train(config, out, device, checkpoint=None):
     optimizer = torch.optim.AdamW(net.parameters(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01)
     if checkpoint:
         start = checkpoint["step"]
-        net.load_state_dict(checkpoint["model"])
-        ema.load_state_dict(checkpoint["ema"])
+        training.load_weights(net, checkpoint["model"], out / "last.pt")
+        training.load_weights(ema, checkpoint["ema"], out / "last.pt")
         optimizer.load_state_dict(checkpoint["optimizer"])
     log, total, clock = training.Log(out / "log.jsonl", start), 0.0, training.stopwatch()
     every, since = min(500, config["save_every"]), start
@@ -396,8 +396,8 @@ def train(config, out, device, checkpoint=None):
                 loss = loss_of(net, x0, condition, t, eps)
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            training.check_finite(loss.item(), step + 1, out)
+            norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            training.check_finite(loss.item() + norm.item(), step + 1, out)
             optimizer.step()
             update_ema(ema, net, config["ema_decay"], step)
 
@@ -411,20 +411,20 @@ def train(config, out, device, checkpoint=None):
                 save(done)
                 pictures.loss_curve(out / "loss.png", log.lines)
             if stop:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
     return ema
 
 
 # ------------------------------------------------------------------------------------------------------------- the sampling
 
 
-def asked_for(n, kind=None, theta=None, spacing=0.0):
-    """The default conditions, tile i of type i mod 4 at angle (i mod 36)/35 pi/3; kind and theta ask for one crystal."""
+def asked_for(n, kind=None, theta=None, spacing=0.0, n_types=4):
+    """The default conditions, tile i of type i mod 4 at angle (i mod 36)/35 pi/3.  kind and theta ask for one crystal."""
     i = torch.arange(n)
     cont = torch.zeros(n, 4)
     cont[:, 0] = spacing  # mode full: pixels, with no vacancies and no jitter
     cont[:, 1] = (i % 36) / 35 * data.THETA_MAX if theta is None else theta
-    return Condition(i % 4 if kind is None else torch.full((n,), kind), cont, torch.ones(n, dtype=torch.bool))
+    return Condition(i % n_types if kind is None else torch.full((n,), kind), cont, torch.ones(n, dtype=torch.bool))
 
 
 def moments(times, schedule, n=32):
@@ -437,10 +437,10 @@ def moments(times, schedule, n=32):
 def endless_noise(seed, keys, shape):
     """Standard normals [N, *shape], one after the other: an image has a generator of its own, points share one."""
     if len(shape) > 1:
-        generators = [training.generator(seed, key) for key in keys]
+        generators = [training.generator(seed, key, 2) for key in keys]  # 0 and 1 are the training's
         while True:
             yield training.noise_of(generators, shape)
-    g = training.generator(seed)
+    g = training.generator(seed, 0, 2)
     while True:
         yield torch.randn(len(keys), *shape, generator=g)
 
@@ -478,7 +478,8 @@ def unit(x):
 def sample_crystals(eps, config, args, out, schedule):
     """The main job: samples.png, reverse_diffusion.gif, samples.npz, and the numbers."""
     spacing, size = data.SPACING if config["mode"] == "full" else 0.0, config["img_size"]
-    condition = asked_for(args.n, args.kind, args.theta, spacing)
+    theta = 0.0 if config["mode"] == "simple" else args.theta
+    condition = asked_for(args.n, args.kind, theta, spacing, config["n_types"])
     clock = training.stopwatch()
     x, film = draw(eps, condition, (1, size, size), args, schedule)
     seconds, x, kind, theta = clock(), unit(x), condition.kind, condition.cont[:, 1]
@@ -522,8 +523,9 @@ def make_parser():
     add("--mode", choices=data.MODES, default="rot-only", help="what varies from crystal to crystal (default %(default)s)")
     add("--n-types", type=training.number(int, 1, 4), default=4, help="lattice types in the data (default %(default)s)")
     add("--img-size", type=training.number(int, 16, 1024), default=64, help="pixels, a multiple of 16 (default %(default)s)")
-    add("--beta-min", type=training.positive, default=0.1, help="noise rate at t = 0 (default %(default)s)")
-    add("--beta-max", type=training.positive, default=None, help="noise rate at t = 1 (default 30 for images, 20 for points)")
+    rate = training.number(float, 0, 1000, open_low=True)
+    add("--beta-min", type=rate, default=0.1, help="noise rate at t = 0 (default %(default)s)")
+    add("--beta-max", type=rate, help="noise rate at t = 1 (default 30 for images, 20 for points)")
     add("--p-uncond", type=training.number(float, 0, 1), default=0.1, help="share of training without condition (default %(default)s)")
     add("--ema-decay", type=training.number(float, 0, 1, open_high=True), default=0.999, help="of the averaged weights (default %(default)s)")
     add("--epochs", type=training.count, help="instead of --train-steps: passes over 50,000 crystals or the data file")
@@ -568,16 +570,23 @@ def settle(args, given, config, checkpoint, parser):
         raise ValueError(f"--beta-max {args.beta_max} is below --beta-min {args.beta_min}")
     if args.img_size % 16:
         raise ValueError(f"--img-size must be a multiple of 16, not {args.img_size}")
-    if points and given & {"cfg", "kind", "theta", "oracle", "mode", "data_path"}:
+    crystal_only = ("cfg", 1), ("kind", None), ("theta", None), ("oracle", False), ("mode", "rot-only"), ("data_path", None)
+    if points and any(key in given and getattr(args, key) != neutral for key, neutral in crystal_only):
         raise ValueError("--cfg, --kind, --theta, --oracle, --mode and --data-path are for crystals, not for points")
     args.cfg = (1.0 if points or args.oracle else 1.5) if args.cfg is None else args.cfg
     if args.oracle and (args.cfg != 1 or args.mode != "rot-only" or args.train or args.ckpt):
         raise ValueError("--oracle is the exact *conditional* denoiser of rot-only crystals: it takes --cfg 1 and no training")
-    if args.data_path and args.train:
+    if args.train and args.ckpt:
+        raise ValueError("--train starts from nothing: leave --ckpt out, or go on with a run by --resume --out DIR")
+    if args.kind is not None and args.kind >= args.n_types:
+        raise ValueError(f"--kind {args.kind}: the model knows types 0 to {args.n_types - 1} only")
+    if args.mode == "simple" and args.theta:
+        raise ValueError("--theta: crystals of mode simple are not turned")
+    if args.data_path:
         shape = data.load_built(args.data_path)["x_u8"].shape
         if shape[-1] != args.img_size:
             raise ValueError(f"{args.data_path} holds images of {shape[-1]} pixels: say --img-size {shape[-1]}")
-    if args.epochs and "train_steps" not in given:
+    if args.epochs and "train_steps" not in given and not args.resume:
         rows = len(data.load_built(args.data_path)["x_u8"]) if args.data_path else 50_000
         args.train_steps = max(1, args.epochs * rows // args.batch_size)
 
@@ -588,37 +597,32 @@ def main(argv=None):
         args, given = training.parse(parser, argv)
         checkpoint = None
         if args.resume:
-            if not args.out:
-                raise ValueError("--resume needs --out DIR, the folder of the run to go on with")
-            checkpoint = training.load_checkpoint(args.out, "vp_sde")
+            checkpoint = training.load_run(args.out, "vp_sde")
             training.resume_settings(args, given, checkpoint["config"])
         elif not args.train and not args.oracle:
             suffix = "" if args.data == "crystals" else f"_{args.data}"
-            args.ckpt = args.ckpt or str(Path(__file__).parent / "assets" / "checkpoints" / f"vp_sde{suffix}.pt")
-            checkpoint = training.load_checkpoint(args.ckpt, "vp_sde")
+            shipped = Path(__file__).parent / "assets" / "checkpoints" / f"vp_sde{suffix}.pt"
+            checkpoint = training.load_checkpoint(args.ckpt or shipped, "vp_sde")
         config = checkpoint["config"] if checkpoint else {}
         settle(args, given, config, checkpoint, parser)
         device = training.pick_device(args.device)
         args.precision = training.pick_precision(args.precision, device)
-        config = vars(args) | {key: config[key] for key in MODEL_FLAGS if key in config}
+        config, schedule = vars(args), VP(args.beta_min, args.beta_max)
+        if checkpoint and not args.train:
+            weights = "ema" if args.use_ema else "model"
+            if weights not in checkpoint:
+                raise ValueError(f"{args.ckpt or shipped} ships only averaged weights: leave --use-ema at 1")
+            net = training.load_weights(build(config), checkpoint[weights], args.ckpt or shipped).to(device).eval()
         out = training.run_folder(args, "vp_sde", f"{args.data}_{args.sampler}_seed{args.seed}")
-        training.save_json(out / "config.json", config)
         print(f"device {device}, {args.precision}; output in {out}")
 
-        schedule = VP(args.beta_min, args.beta_max)
-        if args.oracle:
-            eps = exact_eps(config)
-        else:
-            if args.train:
-                net = train(config, out, device, checkpoint)
-            else:
-                weights = "ema" if args.use_ema else "model"
-                if weights not in checkpoint:
-                    raise ValueError(f"{args.ckpt} ships only averaged weights: leave --use-ema at 1")
-                net = training.load_weights(build(config), checkpoint[weights], args.ckpt).to(device).eval()
-            eps = eps_of(net, device, args.precision)
+        if args.train:
+            training.save_json(out / "config.json", config)
+            net = train(config, out, device, checkpoint)
+        eps = exact_eps(config) if args.oracle else eps_of(net, device, args.precision)
         job = sample_crystals if args.data == "crystals" else sample_points
         training.save_json(out / "metrics.json", job(eps, config, args, out, schedule))
+        training.save_json(out / "config.json", config)  # only now: a run that fails leaves the folder as it was
         print("wrote " + ", ".join(sorted(p.name for p in out.iterdir())) + f" in {out}")
 
 
