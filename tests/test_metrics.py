@@ -245,7 +245,7 @@ def brute_mean(x_t, alpha, sigma, theta, b, n=1201):
     (1e-3, 1e-8), (0.03, 1e-8), (0.3, 1e-7), (1.5, 1e-6), (2.2, 1e-5), (3.5, 1e-5), (6.0, 1e-5), (30.0, 1e-5),
 ])
 def test_rectangular_posterior_mean_is_the_integral(ratio, tolerance):
-    b = torch.tensor([0.7502, 1.07], dtype=torch.float64)
+    b = torch.tensor([0.7502, 1.3498], dtype=torch.float64)
     theta = [0.1, 0.8]
     x_t, alpha, sigma = noisy(2 * render([1, 1], theta, b) - 1, ratio)
     mean = ExactDenoiser().posterior_mean(x_t, alpha, sigma, [1, 1], theta)
