@@ -28,19 +28,20 @@ def save_figure(path, figure):
 def captioned_grid(path, rows, captions, title="", columns=6):
     """A PNG of tiles [N, H, W] in [0, 1], each with its caption; `rows` may be a tuple of such arrays, side by side."""
     sets = [np.asarray(tiles, dtype=float) for tiles in (rows if isinstance(rows, tuple) else (rows,))]
-    gap = np.full((*sets[0].shape[:2], 2), np.nan)  # NaN is drawn white
-    tiles = np.concatenate([piece for tiles in sets for piece in (gap, tiles)][1:], 2)  # (N, H, sets (W + 2) - 2)
-    lines = -(-len(tiles) // columns)
-    width, height, head = columns * 1.15 * len(sets), lines * 1.32, 0.3 if title else 0.0  # inches
-    figure, axes = plt.subplots(lines, columns, figsize=(width, height + head), squeeze=False)
-    colours = matplotlib.colormaps["magma"].with_extremes(bad="white")
-    for ax in axes.flat:
-        ax.axis("off")
-    for ax, tile, caption in zip(axes.flat, tiles, captions, strict=False):
-        ax.imshow(tile, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
-        ax.set_title(caption, fontsize=7, pad=2)
-    figure.text(0.5, 1 - 0.08 / (height + head), title, fontsize=10, ha="center", va="top")
-    figure.tight_layout(pad=0.3, rect=(0, 0, 1, height / (height + head)))
+    between = np.full((*sets[0].shape[:2], 2), np.nan)  # NaN is white
+    tiles = np.concatenate([piece for tiles in sets for piece in (between, tiles)][1:], 2)  # (N, H, sets (W + 2) - 2)
+    colours, zoom = matplotlib.colormaps["magma"].with_extremes(bad="white"), max(1, round(128 / tiles.shape[1]))
+    tiles = colours(tiles.repeat(zoom, 1).repeat(zoom, 2))[..., :3]
+    # One page of pixels with text on it: an axes for every tile takes three times as long.
+    (n, h, w), gap, line, head = tiles.shape[:3], 8, 18, 30 if title else 0
+    width, height = columns * (w + gap), head + -(-n // columns) * (h + line)
+    page, figure = np.ones((height, width, 3)), plt.figure(figsize=(width / 100, height / 100), dpi=100)
+    for i, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
+        x, y = i % columns * (w + gap) + gap // 2, head + i // columns * (h + line) + line
+        page[y : y + h, x : x + w] = tile
+        figure.text((x + w / 2) / width, 1 - (y - 4) / height, caption, fontsize=7, ha="center", va="baseline")
+    figure.figimage(page)
+    figure.text(0.5, 1 - 8 / height, title, fontsize=10, ha="center", va="top")
     save_figure(path, figure)
 
 
@@ -49,7 +50,8 @@ def loss_curve(path, lines):
     lines = [line for line in lines if "loss" in line]
     if not lines:
         return
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    places = dict(left=0.07, right=0.98, bottom=0.14, top=0.91, wspace=0.16)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), gridspec_kw=places)
     x = [line["step"] for line in lines]
     left.semilogy(x, [line["loss"] for line in lines], color="tab:blue")
     left.set(xlabel="step", ylabel="training loss", title="training loss, mean since the last point")
@@ -59,7 +61,6 @@ def loss_curve(path, lines):
     right.set(xlabel="step", title="held-out score error, by time t (best possible: 0)")
     if bins:
         right.legend(fontsize=7, ncols=2)
-    figure.tight_layout()
     save_figure(path, figure)
 
 

@@ -464,7 +464,7 @@ def draw(eps, condition, shape, args, schedule, keys=None):
                     raise FloatingPointError(f"the state blew up before t = {t:.4g}: take more --steps, or another --grid")
                 if start == 0 and i in shown:
                     few = slice(36 if x.ndim > 2 else None)
-                    film.append((t, x[few], x0_hat[few]))
+                    film.append((t, x[few].clone(), x0_hat[few].clone()))  # a view would keep the whole batch
                 bar.update(t > 0)
             out[rows] = x
     return out, film
