@@ -1,0 +1,584 @@
+"""Crystals through a bottleneck of 32 numbers: a (conditional) beta-VAE, and what its latent is asked to be.
+
+    loss  = |x - x_hat|^2 + beta KL(q(z | x, c) || N(0, I)),     x_hat = decoder(z, c),   z = mu + s eps
+    ELBO  = -loss / beta - (D / 2) log(pi beta) nats:            Gaussian pixels of the variance beta / 2 the loss implies
+    MoP   : z ~ q(z | x_i, c_i), x_i the training crystal of the type asked for and the nearest angle
+
+    python vae.py
+
+draws 36 crystals from each of two priors, N(0, I) and the mixture of posteriors (MoP), with the conditional checkpoint
+that ships, and writes reconstructions.png, samples_normal.png, samples_mop.png, traversal.png, samples.npz and
+metrics.json to outputs/vae/crystals_cond_seed0/.  Other lessons:
+
+    python vae.py --uncond                            the VAE that is told nothing: z has to hold type, angle and aspect
+    python vae.py --train --uncond --out outputs/mine train from nothing, then sample
+    python vae.py --train --beta 1 --out outputs/b1   a latent closer to N(0, I), crystals further from true ones
+
+beta is the weight of the KL in the loss; half of it is the variance of a pixel.  Given its condition a crystal of type 0,
+2 or 3 leaves nothing for z to say, so at its optimum a conditional VAE ignores z there, and all priors tie.  It is the
+unconditional VAE whose prior has to know crystals: latent_prior.py learns that prior.
+VAE: Kingma and Welling 2014 (arXiv 1312.6114).  Free bits: Kingma et al. 2016 (1606.04934).
+"""
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11", "tqdm>=4.66,<5"]
+# ///
+
+import argparse
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import data
+import metrics
+import pictures
+import training
+
+MODEL_FLAGS = ("mode", "img_size", "n_types", "uncond", "z_dim", "beta")  # the checkpoint knows these
+TRAINING_SET = 50_000  # crystals that MoP chooses from, when training renders them on the fly
+
+# ---------------------------------------------------------------------------------------------------------- the network
+
+
+class Condition(NamedTuple):
+    """What each of N samples is asked to be."""
+
+    kind: torch.Tensor  # lattice type: int64 [N]
+    cont: torch.Tensor  # [a, theta, vacancy, jitter], zeros where the mode does not vary it: float32 [N, 4]
+    known: torch.Tensor  # False: the network is told nothing: bool [N]
+
+    def map(self, f):
+        return Condition(*map(f, self))
+
+    def dropped(self):
+        return self._replace(known=torch.zeros_like(self.known))
+
+    def features(self):
+        """Type one-hot, angle with its first harmonics, and whether any of it is known: [N, 25]."""
+        keep, theta = self.known.float()[:, None], self.cont[:, 1]
+        harmonics = theta[:, None] * torch.arange(1, 9, device=theta.device)
+        told = [F.one_hot(self.kind, 4), self.cont * self.cont.new_tensor([0.1, 1, 4, 1]), harmonics.sin(), harmonics.cos()]
+        return torch.cat([torch.cat(told, 1) * keep, 1 - keep], 1)
+
+
+def channels_last(h):
+    """The processor's matrix units want it, and pixel_shuffle forgets it."""
+    return h.contiguous(memory_format=torch.channels_last)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions around a FiLM: the embedding scales and shifts every channel."""
+
+    def __init__(self, width, d_emb):
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(width // 16, width), nn.GroupNorm(width // 16, width)
+        self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        self.film = nn.Linear(d_emb, 2 * width)
+        nn.init.zeros_(self.conv2.weight)  # a new block is the identity
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, h, emb):
+        scale, shift = self.film(emb)[:, :, None, None].chunk(2, 1)
+        r = self.conv1(F.silu(self.norm1(h)))
+        return h + self.conv2(F.silu(torch.addcmul(shift, self.norm2(r), 1 + scale)))
+
+
+class Encoder(nn.Module):
+    """mu and log s^2 of q(z | x, c) for images [N, 1, H, H]: a plain MLP, whose first layer is a bank of templates."""
+
+    def __init__(self, img_size, z_dim, width=768):
+        super().__init__()
+        self.first = nn.Linear(img_size**2, width)
+        self.told = nn.Linear(25, width, bias=False)
+        self.rest = nn.Sequential(nn.SiLU(), nn.Linear(width, 512), nn.SiLU(), nn.Linear(512, 512), nn.SiLU(),
+                                  nn.Linear(512, 2 * z_dim))
+
+    def forward(self, x, condition):
+        h = self.first(8 * (x.flatten(1) - 0.17)) + self.told(condition.features())  # about zero mean and unit variance
+        mu, log_var = self.rest(h).float().chunk(2, 1)
+        return mu, log_var.clamp(-14, 6)  # (N, z_dim) each
+
+
+class Decoder(nn.Module):
+    """x_hat of p(x | z, c), [N, 1, H, H]: plane waves on 4 x 4 cells of pixels, and a small convolutional network on top.
+
+    A crystal is a sum of plane waves around the image centre.  z and c choose a few linear maps of the coordinates (the
+    network learns which: turns and stretches), and the waves have fixed wavelengths, 128 to 8 px, in mapped coordinates.
+    """
+
+    def __init__(self, img_size, z_dim, maps=4, width=64, d_emb=256):
+        super().__init__()
+        self.cells = img_size // 4
+        self.embed = nn.Sequential(nn.Linear(z_dim + 25, d_emb), nn.SiLU(), nn.Linear(d_emb, d_emb), nn.SiLU())
+        self.maps = nn.Linear(d_emb, 4 * maps)
+        self.stem = nn.Conv2d(2 * maps * 13 + 2, width, 1)
+        self.blocks = nn.ModuleList(Block(width, d_emb) for _ in range(2))
+        self.norm, self.out = nn.GroupNorm(width // 16, width), nn.Conv2d(width, 16, 3, padding=1)
+        turn = torch.arange(maps) * math.pi / 3 / maps
+        nn.init.normal_(self.maps.weight, std=0.02)
+        with torch.no_grad():
+            self.maps.bias.copy_(torch.stack([turn.cos(), turn.sin(), -turn.sin(), turn.cos()], 1).flatten())
+
+    def forward(self, z, condition):
+        emb = self.embed(torch.cat([z, condition.features()], 1))
+        with torch.autocast(z.device.type, enabled=False):  # positions deserve all their digits
+            waves = self.waves(emb.float())
+        h = self.stem(channels_last(waves))
+        for block in self.blocks:
+            h = block(h, emb)
+        return F.pixel_shuffle(self.out(F.silu(self.norm(h))), 4).float()
+
+    def waves(self, emb):
+        """Cell centres r in units of 32 px, mapped coordinates A r, and sines and cosines of them: [N, 26 maps + 2, ...]."""
+        A, n = self.maps(emb).view(len(emb), -1, 2), self.cells
+        centre = (4 * torch.arange(n, device=emb.device) + 1.5 - 2 * n) / 32
+        r = torch.stack([centre.expand(n, n), centre[:, None].expand(n, n)]).flatten(1)  # x and y: (2, n n)
+        uv = A @ r  # (N, 2 maps, n n)
+        phase = uv[:, :, None] * (math.pi / 2 * 2 ** torch.linspace(0, 4, 6, device=emb.device))[:, None]
+        waves = torch.cat([uv, phase.sin().flatten(1, 2), phase.cos().flatten(1, 2), r.expand(len(emb), -1, -1)], 1)
+        return waves.unflatten(2, (n, n))
+
+
+class VAE(nn.Module):
+    """Encoder and decoder; 4.2 M parameters at 64 pixels and 32 latents.  Without conditions (--uncond) both see none."""
+
+    def __init__(self, img_size=64, z_dim=32, uncond=False):
+        super().__init__()
+        self.uncond, self.z_dim = uncond, z_dim
+        self.encoder, self.decoder = Encoder(img_size, z_dim), Decoder(img_size, z_dim)
+
+    def encode(self, x, condition):
+        return self.encoder(x, condition.dropped() if self.uncond else condition)
+
+    def decode(self, z, condition):
+        return self.decoder(z, condition.dropped() if self.uncond else condition)
+
+
+def build(config):
+    """The network a config describes, with fresh weights that depend on its seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config["seed"])
+        net = VAE(config["img_size"], config["z_dim"], config["uncond"])
+    return net.to(memory_format=torch.channels_last)
+
+
+def reparameterise(mu, log_var, eps):
+    """z = mu + s eps, a draw of q through which gradients reach mu and s."""
+    return mu + (log_var / 2).exp() * eps
+
+
+# ------------------------------------------------------------------------------------------------------------- the loss
+
+
+def kl_nats(mu, log_var):
+    """KL(N(mu, s^2) || N(0, 1)) of each latent of each image, in nats: [N, z_dim]."""
+    return (mu.square() + log_var.exp() - 1 - log_var) / 2
+
+
+def loss_of(x, x_hat, mu, log_var, beta, free_bits=0.0):
+    """|x - x_hat|^2 + beta sum_j max(KL_j, free_bits), KL_j the mean over the batch; and its terms in stated units."""
+    square = (x - x_hat).square().flatten(1).sum(1).mean()  # summed over pixels, mean over images
+    kl = kl_nats(mu, log_var).mean(0)  # nats per latent: (z_dim,)
+    loss = square + beta * kl.clamp_min(free_bits).sum()
+    return loss, {"mse_per_pixel": square / x[0].numel(), "kl_nats": kl.sum(), "free_bits_added_nats": (free_bits - kl).relu().sum()}
+
+
+def elbo_nats(x, x_hat, mu, log_var, beta):
+    """Evidence lower bound of each image, one draw of z each, for Gaussian pixels of variance beta / 2: [N]."""
+    square, D = (x - x_hat).square().flatten(1).sum(1), x[0].numel()
+    return -square / beta - D / 2 * math.log(math.pi * beta) - kl_nats(mu, log_var).sum(1)
+
+
+# --------------------------------------------------------------------------------------------------------- the training
+
+
+def load_source(config):
+    """Where training data come from: a built file, or None for crystals rendered on the fly."""
+    return data.load_built(config["data_path"]) if config["data_path"] else None
+
+
+def training_batch(config, step, source, n, held_out=False):
+    """x in [0, 1] and condition of training step `step`, a function of (seed, step)."""
+    seed = config["seed"]
+    if source is not None and not held_out:
+        rows = torch.randint(len(source["x_u8"]), (n,), generator=training.generator(seed, step, 1))
+        x_u8, kind, cont = (source[key][rows] for key in ("x_u8", "y_cat", "y_cont"))
+    else:
+        x_u8, kind, cont = data.crystal_batch(step * n, n, seed, config["mode"], config["n_types"], config["img_size"],
+                                              stream=int(held_out))
+    return x_u8.float() / 255, Condition(kind, cont, torch.ones(n, dtype=torch.bool))
+
+
+def update_ema(ema, net, decay, step):
+    """ema <- d ema + (1 - d) net, d rising to `decay`."""
+    d = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in net.parameters()], 1 - d)
+
+
+@torch.no_grad()
+def exam_report(net, x, condition, config, seed=0):
+    """Held-out numbers of a network: dict of floats, and the reconstructions [N, 1, H, H] from the posterior means.
+
+    One draw of z an image, noise from (seed, image), for the evidence bound; the mean of z for the reconstruction.
+    """
+    parts, recon, device = [], [], next(net.parameters()).device
+    for rows in torch.arange(len(x)).split(64):
+        x_, c = x[rows].to(device), condition.map(lambda v, rows=rows: v[rows].to(device))
+        with training.autocast(device, config["precision"]):
+            mu, log_var = net.encode(x_, c)
+            eps = training.noise_of([training.generator(seed, 2, i) for i in rows.tolist()], mu.shape[1:], device)
+            x_hat, x_mean = net.decode(reparameterise(mu, log_var, eps), c), net.decode(mu, c).clamp(0, 1)
+        parts.append((elbo_nats(x_, x_hat, mu, log_var, config["beta"]), kl_nats(mu, log_var), x_mean - x_))
+        recon.append(x_mean.cpu())
+    elbo, kl, error = map(torch.cat, zip(*parts, strict=True))
+    each = error.square().mean((1, 2, 3)).sqrt()
+    report = {"n_held_out": len(x), "reconstruction_rmse": error.square().mean().sqrt(), "reconstruction_worst": each.max(),
+              "elbo_nats": elbo.mean(), "kl_nats": kl.sum(1).mean(), "active_latents": (kl.mean(0) > 0.05).sum()}
+    return {k: float(v) for k, v in report.items()}, torch.cat(recon)
+
+
+def train(config, out, device, checkpoint=None):
+    """Train until config["train_steps"], or until Ctrl-C; writes last.pt, log.jsonl and loss.png."""
+    net, source = build(config).to(device), load_source(config)
+    ema, start = training.start_ema(net), 0
+    optimizer = torch.optim.AdamW(net.parameters(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01)
+    if checkpoint:
+        start = checkpoint["step"]
+        training.load_weights(net, checkpoint["model"], out / "last.pt")
+        training.load_weights(ema, checkpoint["ema"], out / "last.pt")
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    log, sums, clock = training.Log(out / "log.jsonl", start), {}, training.stopwatch()
+    every, since = min(250, config["save_every"]), start
+    exam = training_batch(config, 0, source, 256, held_out=True)
+
+    def save(step):
+        training.save_checkpoint(out / "last.pt", dict(script="vae", config=config, step=step, model=net.state_dict(),
+                                                       ema=ema.state_dict(), optimizer=optimizer.state_dict()))
+
+    with training.finish_the_step() as stop:
+        for step in (bar := training.steps(start, config["train_steps"])):
+            x, condition = training_batch(config, step, source, n := config["batch_size"])
+            g = training.generator(config["seed"], step, 0)
+            eps = torch.randn(n, config["z_dim"], generator=g)
+            condition = condition._replace(known=torch.rand(n, generator=g) >= config["cond_drop"])
+            x, eps, condition = x.to(device), eps.to(device), condition.map(lambda c: c.to(device))
+
+            for group in optimizer.param_groups:
+                group["lr"] = training.learning_rate(step, config["train_steps"], config["lr"])
+            beta = config["beta"] * min(1, (step + 1) / max(1, config["beta_warmup"]))
+            with training.autocast(device, config["precision"]):
+                mu, log_var = net.encode(x, condition)
+                x_hat = net.decode(reparameterise(mu, log_var, eps), condition)
+            loss, terms = loss_of(x, x_hat, mu, log_var, beta, config["free_bits"])
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(net.parameters(), 10.0)
+            training.check_finite(loss.item() + norm.item(), step + 1, out)
+            optimizer.step()
+            update_ema(ema, net, config["ema_decay"], step)
+
+            for key, value in {"loss": loss, **terms}.items():
+                sums[key] = sums.get(key, 0.0) + value.item()
+            done = step + 1
+            if done % every == 0 or done == config["train_steps"]:
+                mean = {key: value / (done - since) for key, value in sums.items()}
+                report, _ = exam_report(ema, *exam, config)
+                log.add(step=done, beta=beta, **mean, seconds=round(clock(), 1), held_out=report)
+                bar.set_postfix(loss=f"{mean['loss']:.3f}", held_out_rmse=f"{report['reconstruction_rmse']:.4f}")
+                sums, since = {}, done
+            if done % config["save_every"] == 0 or done == config["train_steps"] or stop:
+                save(done)
+                loss_curve(out / "loss.png", log.lines)
+            if stop:
+                raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
+    return ema
+
+
+def loss_curve(path, lines):
+    """A PNG of the terms of the loss: error per pixel of training and held-out crystals, and the KL in nats per image."""
+    if not lines:
+        return
+    figure, (left, right) = pictures.plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    step = [line["step"] for line in lines]
+    left.semilogy(step, [math.sqrt(line["mse_per_pixel"]) for line in lines], label="training, z drawn")
+    left.semilogy(step, [line["held_out"]["reconstruction_rmse"] for line in lines], label="held out, averaged weights, mean z")
+    left.set(xlabel="step", ylabel="RMSE per pixel", title="reconstruction")
+    left.legend(fontsize=8)
+    right.plot(step, [line["kl_nats"] for line in lines], color="tab:red")
+    right.set(xlabel="step", ylabel="nats per image", title="KL(q(z | x, c) || N(0, I)), summed over latents")
+    pictures.save_figure(path, figure)
+
+
+# --------------------------------------------------------------------------------------------------------- the sampling
+
+
+def asked_for(n, config, kind=None, theta=None):
+    """The default conditions, tile i of type i mod 4 at angle (i mod 36)/35 pi/3; kind and theta ask for one crystal."""
+    i, cont = torch.arange(n), torch.zeros(n, 4)
+    cont[:, 0] = data.SPACING if config["mode"] == "full" else 0.0
+    if config["mode"] != "simple":  # which has no angle but 0
+        cont[:, 1] = (i % 36) / 35 * data.THETA_MAX if theta is None else theta
+    kinds = i % config["n_types"] if kind is None else torch.full((n,), kind)
+    return Condition(kinds, cont, torch.ones(n, dtype=torch.bool))
+
+
+def training_labels(config, source):
+    """Type, angle [N] and a function rows -> (x, condition) of the training set; only the rows asked for are rendered."""
+    if source is not None:
+        kind, theta = source["y_cat"], source["y_cont"][:, 1]
+
+        def fetch(rows):
+            return source["x_u8"][rows], source["y_cat"][rows], source["y_cont"][rows]
+    else:
+        of = config["seed"], config["mode"], config["n_types"], config["img_size"]
+        labels = data.crystal_labels(0, TRAINING_SET, *of)
+        kind, theta = labels["kind"], labels["theta"]
+
+        def fetch(rows):
+            return map(torch.cat, zip(*(data.crystal_batch(i, 1, *of) for i in rows.tolist()), strict=True))
+
+    def crystals(rows):
+        x_u8, kind, cont = fetch(rows)
+        return x_u8.float() / 255, Condition(kind, cont, torch.ones(len(kind), dtype=torch.bool))
+
+    return kind, theta, crystals
+
+
+def nearest_examples(kind, theta, asked):
+    """Row of the training example of the same type and the nearest angle, for each condition asked: int64 [N].
+
+    The m-th repeat of a condition gets the m-th nearest, so that it may have another aspect.  Angles are differences on a
+    line, not on a circle: 0 and pi/3 are the two ends of the range, and (but for the triangular lattice) two images.
+    """
+    rows, met = torch.empty(len(asked.kind), dtype=torch.long), {}
+    for i, (k, t) in enumerate(zip(asked.kind.tolist(), asked.cont[:, 1].tolist(), strict=True)):
+        if (k, t) not in met:
+            (same,) = torch.where(kind == k)
+            if len(same) == 0:
+                raise ValueError(f"the training data hold no {data.KINDS[k]} crystal to take a posterior of")
+            met[k, t] = iter(same[(theta[same] - t).abs().argsort()].tolist() * (1 + len(rows) // len(same)))
+        rows[i] = next(met[k, t])
+    return rows
+
+
+@torch.no_grad()
+def decode(net, z, condition, device, precision, batch=64):
+    """Images [N, 1, H, H] in [0, 1] of latents [N, z_dim], in batches."""
+    out = []
+    for rows in torch.arange(len(z)).split(batch):
+        with training.autocast(device, precision):
+            out.append(net.decode(z[rows].to(device), condition.map(lambda c, rows=rows: c[rows].to(device))).clamp(0, 1).cpu())
+    return torch.cat(out)
+
+
+@torch.no_grad()
+def draw(net, prior, asked, config, seed, device, source=None):
+    """Samples [N, 1, H, H] under a prior, "normal" or "mop", for the conditions asked.  Noise i depends on (seed, i) only."""
+    noise = training.noise_of([training.generator(seed, 1, i) for i in range(len(asked.kind))], (config["z_dim"],))
+    if prior == "mop":
+        kind, theta, crystals = training_labels(config, source)
+        rows, z = nearest_examples(kind, theta, asked), []
+        for part, eps in zip(rows.split(64), noise.split(64), strict=True):
+            x, condition = crystals(part)
+            with training.autocast(device, config["precision"]):
+                mu, log_var = net.encode(x.to(device), condition.map(lambda c: c.to(device)))
+            z.append(reparameterise(mu.cpu(), log_var.cpu(), eps))
+        noise = torch.cat(z)
+    return decode(net, noise, asked, device, config["precision"])
+
+
+def r_squared(z, factor):
+    """Share of the variance of each latent [N, J] that a least-squares fit on features of one factor [N, F] explains: [J]."""
+    A = torch.cat([torch.ones(len(z), 1), factor.reshape(len(z), -1)], 1).double()
+    z = z.double() - z.double().mean(0)
+    residual = z - A @ torch.linalg.lstsq(A, z, driver="gelsd").solution
+    return 1 - residual.square().sum(0) / z.square().sum(0).clamp_min(1e-12)
+
+
+@torch.no_grad()
+def latent_report(net, config, device, n=2048, path=None):
+    """What each latent knows: its KL in nats, and R^2 against type, against angle, and (rectangular crystals) aspect.
+
+    One factor at a time: one-hot types; a polynomial of degree 6 in the angle; one of degree 3 in the aspect.  A latent
+    that were a factor, disentangled, would have 1 in one place and 0 in the others.
+    """
+    of = config["mode"], config["n_types"], config["img_size"]
+    labels, mu, kl = data.crystal_labels(0, n, config["seed"], *of, stream=1), [], []
+    for i in range(0, n, 64):
+        x_u8, kind, cont = data.crystal_batch(i, min(64, n - i), config["seed"], *of, stream=1)
+        c = Condition(kind, cont, torch.ones(len(kind), dtype=torch.bool)).map(lambda v: v.to(device))
+        with training.autocast(device, config["precision"]):
+            m, v = net.encode(x_u8.to(device).float() / 255, c)
+        mu.append(m.cpu())
+        kl.append(kl_nats(m, v).cpu())
+    mu, kl, rect = torch.cat(mu), torch.cat(kl).mean(0), labels["kind"] == 1
+    powers = torch.arange(1, 7)
+    angle = (labels["theta"] / data.THETA_MAX * 2 - 1)[:, None] ** powers
+    rows = [F.one_hot(labels["kind"], 4)[:, 1:], angle]
+    table = {"kl_nats": kl, "type": r_squared(mu, rows[0]), "angle": r_squared(mu, rows[1])}
+    if rect.any():
+        table["aspect"] = r_squared(mu[rect], (labels["aspect"][rect, None] - 1.05) ** powers[:3])
+    order = kl.argsort(descending=True)
+    return {k: v[order].tolist() for k, v in table.items()} | {"latent": order.tolist()}, mu
+
+
+def traversal(net, mu, report, config, device, path, rows=6, columns=9):
+    """A PNG: one held-out crystal, each row moving one of its most active latents across the middle 98 % of all latents."""
+    latents = report["latent"][:rows]
+    x, condition = training_batch(config, 0, None, 8, held_out=True)
+    base, quantile = mu[1], torch.linspace(0.01, 0.99, columns)
+    z = base.repeat(len(latents) * columns, 1)
+    for i, j in enumerate(latents):
+        z[i * columns : (i + 1) * columns, j] = mu[:, j].quantile(quantile)
+    tiles = decode(net, z, condition.map(lambda c: c[1:2].repeat(len(z), *[1] * (c.ndim - 1))), device, config["precision"])
+    captions = [f"z{j} = {z[i * columns + k, j]:.2f}" for i, j in enumerate(latents) for k in range(columns)]
+    title = "one latent moved a row, the others kept: the most active first"
+    pictures.captioned_grid(path, tiles[:, 0], captions, title, columns)
+
+
+def sample(net, config, args, out, device):
+    """Reconstructions, samples under both priors, the traversal, samples.npz, and the numbers."""
+    clock, of = training.stopwatch(), config | {"precision": args.precision}
+    result, held_out = {}, training_batch(config, 0, None, 512, held_out=True)
+    result["held_out"], recon = exam_report(net, *held_out, of)
+    r = result["held_out"]
+    print(f"reconstruction RMSE {r['reconstruction_rmse']:.4f}, worst {r['reconstruction_worst']:.4f}; evidence bound "
+          f"{r['elbo_nats']:.0f} nats, KL {r['kl_nats']:.1f} nats in {r['active_latents']:.0f} latents; n = 512 held out")
+    kinds = [metrics.caption(k, t) for k, t in zip(held_out[1].kind[:36], held_out[1].cont[:36, 1], strict=True)]
+    tiles = held_out[0][:36, 0].numpy(), recon[:36, 0].numpy()
+    pictures.captioned_grid(out / "reconstructions.png", tiles, kinds, "left: held-out crystal    right: reconstruction")
+
+    asked, source = asked_for(args.n, config, args.kind, args.theta), load_source(config)
+    arrays = {"kind": asked.kind.numpy(), "theta": asked.cont[:, 1].numpy()}
+    for prior, name in (("normal", "N(0, I)"), ("mop", "MoP")):
+        x = arrays[f"x_{prior}"] = draw(net, prior, asked, of, args.seed, device, source)
+        arrays[f"x_{prior}"] = x.numpy()
+        tiles, captions = x[:36, 0].numpy(), [metrics.caption(k, t) for k, t in zip(*(arrays[key][:36] for key in ("kind", "theta")), strict=True)]
+        title = f"samples, z from {name}"
+        if config["mode"] != "full":  # no closed form for what is missing and what is displaced
+            print(f"z from {name}:")
+            told = (asked.kind, asked.cont[:, 1]) if prior == "mop" or not config["uncond"] else ()
+            result[prior], fit, truth = metrics.crystal_report(x, *told, seed=args.seed)
+            captions = [metrics.caption(*case) for case in zip(fit.kind[:36], fit.theta[:36], fit.aspect[:36], strict=True)]
+            tiles, title = (tiles, truth[:36, 0].numpy()), f"left: {title}    right: nearest true crystal"
+        pictures.captioned_grid(out / f"samples_{prior}.png", tiles, captions, title)
+    training.save_npz(out / "samples.npz", x=arrays["x_mop"], **arrays)
+
+    result["latents"], mu = latent_report(net, of, device)
+    traversal(net, mu, result["latents"], of, device, out / "traversal.png")
+    table = result["latents"]
+    print("latent   KL/nats" + "".join(f"  R2 {key:8}" for key in table if key not in ("kl_nats", "latent")))
+    for i, j in enumerate(table["latent"][:8]):
+        values = [table[key][i] for key in table if key not in ("kl_nats", "latent")]
+        print(f"{j:6}{table['kl_nats'][i]:10.2f}" + "".join(f"{v:13.2f}" for v in values))
+    return result | {"n": args.n, "seconds": clock()}
+
+
+# ----------------------------------------------------------------------------------------------------- the command line
+
+
+def make_parser():
+    parser = argparse.ArgumentParser(prog="vae.py", description=__doc__.split("\n\n")[0],
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument_group("model and data (a checkpoint knows its own)").add_argument
+    add("--data-path", metavar="FILE", help="train on a file made by data.py --build, instead of rendering on the fly")
+    add("--mode", choices=data.MODES, default="rot-only", help="what varies from crystal to crystal (default %(default)s)")
+    add("--n-types", type=training.number(int, 1, 4), default=4, help="lattice types in the data (default %(default)s)")
+    add("--img-size", type=training.number(int, 16, 256), default=64, help="pixels, a multiple of 4 (default %(default)s)")
+    add("--uncond", action="store_true", help="encoder and decoder see no condition")
+    add("--z-dim", type=training.number(int, 1, 1024), default=32, help="latents (default %(default)s)")
+    add("--beta", type=training.number(float, 0, 1e6, open_low=True), default=0.05,
+        help="weight of the KL beside the squared error summed over pixels; pixel variance is beta / 2 (default %(default)s)")
+    add("--beta-warmup", type=training.number(int, 0, 10**9), default=1000, metavar="STEPS",
+        help="beta rises from 0 over so many steps (default %(default)s)")
+    add("--free-bits", type=training.number(float, 0, 1e6), default=0.0,
+        help="nats a latent may hold before its KL costs more: sum_j max(KL_j, this) (default %(default)s)")
+    add("--cond-drop", type=training.number(float, 0, 1), default=0.0, help="share of training without condition (default %(default)s)")
+    add("--ema-decay", type=training.number(float, 0, 1, open_high=True), default=0.999, help="of the averaged weights (default %(default)s)")
+    add("--epochs", type=training.count, help="instead of --train-steps: passes over 50,000 crystals or the data file")
+    add = parser.add_argument_group("sampling").add_argument
+    add("--n", "--n-samples", type=training.count, default=36, help="samples of each prior (default %(default)s)")
+    add("--use-ema", type=training.number(int, 0, 1), default=1, help="1: averaged weights; 0: those of the last step (default %(default)s)")
+    add("--kind", type=training.number(int, 0, 3), help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
+    add("--theta", type=training.number(float, 0, data.THETA_MAX), help="ask for one angle, radians in [0, 1.0471]")
+    training.shared_flags(parser, train_steps=8000, batch_size=32, lr=1e-3)
+    return parser
+
+
+def shipped(name):
+    return Path(__file__).parent / "assets" / "checkpoints" / name
+
+
+def take_model_flags(args, given, config, keys):
+    """The model is what its checkpoint says; a flag that contradicts it is a mistake."""
+    if missing := [key for key in keys if key not in config]:
+        raise ValueError(f"the checkpoint does not say its {missing[0]}: it is damaged, or of another version")
+    for key in keys:
+        if key in given and getattr(args, key) != config[key]:
+            raise ValueError(f"--{key.replace('_', '-')} {getattr(args, key)} contradicts the checkpoint, which has {config[key]}")
+        setattr(args, key, config[key])
+
+
+def settle(args, given, config, checkpoint):
+    """Fill in what depends on the data, and refuse what does not go together."""
+    if checkpoint:
+        take_model_flags(args, given, config, MODEL_FLAGS)
+    if args.img_size % 4:
+        raise ValueError(f"--img-size must be a multiple of 4, not {args.img_size}")
+    if args.kind is not None and args.kind >= args.n_types:
+        raise ValueError(f"--kind {args.kind} is not among the {args.n_types} types of this model")
+    if args.theta and args.mode == "simple":
+        raise ValueError("--theta: crystals of mode simple are not turned")
+    rows = TRAINING_SET
+    if args.data_path and args.train:
+        shape = data.load_built(args.data_path)["x_u8"].shape
+        rows = shape[0]
+        if shape[-1] != args.img_size:
+            raise ValueError(f"{args.data_path} holds images of {shape[-1]} pixels: say --img-size {shape[-1]}")
+    if args.epochs and "train_steps" not in given:
+        args.train_steps = max(1, args.epochs * rows // args.batch_size)
+
+
+def load(config, checkpoint, args, path, device):
+    """The network of a checkpoint, with averaged weights or those of the last step, ready to draw from."""
+    weights = "ema" if args.use_ema else "model"
+    if weights not in checkpoint:
+        raise ValueError(f"{path} ships only averaged weights: leave --use-ema at 1")
+    return training.load_weights(build(config), checkpoint[weights], path).to(device).eval()
+
+
+def main(argv=None):
+    parser = make_parser()
+    with training.one_line_errors(parser):
+        args, given = training.parse(parser, argv)
+        checkpoint = path = None
+        if args.resume:
+            checkpoint = training.load_run(args.out, "vae")
+            training.resume_settings(args, given, checkpoint["config"])
+        elif not args.train:
+            path = args.ckpt or shipped("vae_uncond.pt" if args.uncond else "vae_cond.pt")
+            checkpoint = training.load_checkpoint(path, "vae")
+        settle(args, given, checkpoint["config"] if checkpoint else {}, checkpoint)
+        device = training.pick_device(args.device)
+        args.precision = training.pick_precision(args.precision, device)
+        config = vars(args)
+        # MoP takes its examples from the training set, which the seed of the training decides, not the one of the sampling
+        trained = config if args.train else checkpoint["config"]
+        net = None if args.train else load(trained, checkpoint, args, path, device)
+        out = training.run_folder(args, "vae", f"crystals_{'uncond' if args.uncond else 'cond'}_seed{args.seed}")
+        print(f"device {device}, {args.precision}; output in {out}")
+        if args.train:
+            training.save_json(out / "config.json", config)
+            net = train(config, out, device, checkpoint)
+        training.save_json(out / "metrics.json", sample(net, trained, args, out, device))
+        training.save_json(out / "config.json", config)  # only now: a run that fails leaves the folder as it was
+        print("wrote " + ", ".join(sorted(p.name for p in out.iterdir())) + f" in {out}")
+
+
+if __name__ == "__main__":
+    main()
