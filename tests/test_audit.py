@@ -1,0 +1,96 @@
+"""The trial's rows that need no checkpoint, one smoke test of the whole command, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+
+import audit
+import training
+import vp_sde
+
+
+def row_name(row):
+    return "-".join(map(str, (row.func.__name__, *row.args)))
+
+
+@pytest.mark.parametrize("row", audit.QUICK, ids=row_name)
+def test_row(row):
+    claim, expected, measured, tolerance = row()
+    assert abs(measured - expected) <= tolerance, f"{claim}: expected {expected}, measured {measured}"
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Untrained networks of each kind of data, as files."""
+    paths = []
+    for name, beta_max in (("S", 20.0), ("crystals", 30.0)):
+        config = dict(data=name, mode="rot-only", img_size=64, n_types=4, beta_min=0.1, beta_max=beta_max, seed=0)
+        ema = vp_sde.build(config).state_dict()
+        paths.append(tmp_path / f"{name}.pt")
+        torch.save(dict(script="vp_sde", config=config, step=0, ema=ema), paths[-1])
+        training.load_checkpoint(paths[-1], "vp_sde")
+    return paths
+
+
+def test_the_command(checkpoints, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(audit, "QUICK", [lambda: ("a true claim", 1, 1.05, 0.1)])
+    calls = {"sde": (2, 3), "ode": (3,), "dpmpp": (2,)}
+    for name, value in dict(POINTS=64, SEEDS=2, STEPS=4, CALLS=calls).items():
+        monkeypatch.setattr(audit, name, value)
+    rows = [*audit.ABOUT_CRYSTALS[3:5], audit.partial(audit.error_by_calls, sampler="sde", calls=3)]
+    monkeypatch.setattr(audit, "ABOUT_CRYSTALS", rows)
+    out = tmp_path / "out"
+    assert audit.main(["--ckpt", *map(str, checkpoints), "--out", str(out)]) == 1  # untrained networks fail
+    printed = capsys.readouterr().out
+    assert "FAIL" in printed and "pass" in printed and "report" in printed and str(out) in printed
+    table = json.loads((out / "audit.json").read_text())
+    verdicts = {row["claim"]: row["pass"] for row in table}
+    assert verdicts["a true claim"] is True
+    assert verdicts["S: relative score error, t in [0.05, 1], worst bin"] is False
+    assert all(row["tolerance"] is None for row in table if row["pass"] is None)
+    assert {p.name for p in out.iterdir()} == {"audit.json", "S_clouds.gif", "crystals_error.png"}
+
+
+def test_quick_needs_no_checkpoint_and_a_false_claim_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(audit, "SHIPPED", tmp_path / "nowhere")
+    monkeypatch.setattr(audit, "QUICK", [lambda: ("a true claim", 1, 1.05, 0.1)])
+    assert audit.main(["--quick", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(audit, "QUICK", [*audit.QUICK, lambda: ("a false one", 1, float("nan"), 0.1)])
+    assert audit.main(["--quick", "--out", str(tmp_path)]) == 1
+
+
+def test_a_network_that_is_the_closed_form_passes(monkeypatch):
+    """The rows about points measure nothing but the network: the exact score has no error and the best loss."""
+    config = dict(data="S", beta_min=0.1, beta_max=20.0, img_size=64)
+    exact = vp_sde.exact_eps(config)
+    monkeypatch.setattr(audit, "POINTS", 1024)
+    perfect = audit.Model("S", config, exact, exact, vp_sde.VP(0.1, 20.0))
+    assert audit.worst_score(perfect)[2] < 1e-10
+    _, best, loss, _ = audit.in_bin(perfect, "loss", 0)
+    assert loss == pytest.approx(best, rel=1e-5) and 0.1 < best < 1
+
+
+@pytest.mark.parametrize("case", ["missing", "text", "mode full", "none ship", "a file in the way", "flag"])
+def test_mistakes_are_one_line(checkpoints, tmp_path, capsys, monkeypatch, case):
+    monkeypatch.setattr(audit, "SHIPPED", tmp_path / "nowhere")
+    monkeypatch.setattr(audit, "QUICK", [])
+    out, text = tmp_path / "out", tmp_path / "text.pt"
+    text.write_text("no checkpoint")
+    full = torch.load(checkpoints[1], weights_only=True)
+    full["config"]["mode"] = "full"
+    torch.save(full, tmp_path / "full.pt")
+    flags, word = {
+        "missing": (["--ckpt", tmp_path / "gone.pt"], "gone.pt"),
+        "text": (["--ckpt", text], "text.pt"),
+        "mode full": (["--ckpt", tmp_path / "full.pt"], "rot-only"),
+        "none ship": ([], "--ckpt"),
+        "a file in the way": (["--quick", "--out", text], "text.pt"),
+        "flag": (["--frobnicate"], "--frobnicate"),
+    }[case]
+    with pytest.raises(SystemExit) as stop:
+        audit.main(["--out", str(out), *map(str, flags)])
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert "error:" in lines[-1] and word in lines[-1] and sum("error:" in line for line in lines) == 1
+    assert not out.exists() and text.read_text() == "no checkpoint"
