@@ -44,7 +44,7 @@ def mistake(capsys, *argv, run=None):
     return lines[-1]
 
 
-# --------------------------------------------------------------------------------------------------------------- flags
+# ---------------------------------------------------------------------------------------------------------------- flags
 
 
 def test_given_flags_are_told_from_defaults():
@@ -126,7 +126,7 @@ def test_devices_and_precisions_that_are_there():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
-# --------------------------------------------------------------------------------------------------------------- seeds
+# ---------------------------------------------------------------------------------------------------------------- seeds
 
 
 def test_noise_depends_on_its_key_alone():
@@ -143,7 +143,7 @@ def test_noise_depends_on_its_key_alone():
     assert np.corrcoef(many[:, :2].T.numpy())[0, 1] < 0.1
 
 
-# --------------------------------------------------------------------------------------------------- files and folders
+# ---------------------------------------------------------------------------------------------------- files and folders
 
 
 def checkpoint(**more):
@@ -311,7 +311,7 @@ def test_json_and_arrays_come_back(tmp_path):
         assert back["x"].tolist() == [0, 1, 2] and back["y"].shape == (2,)
 
 
-# -------------------------------------------------------------------------------------------------------- the training
+# --------------------------------------------------------------------------------------------------------- the training
 
 
 def test_learning_rate_warms_up_stays_and_cools_down():
@@ -369,7 +369,7 @@ def test_the_average_starts_as_a_copy_that_needs_no_gradient():
     assert ema.weight.abs().sum() > 0 and not ema.weight.requires_grad and not ema.training
 
 
-# -------------------------------------------------------------------------------------------------------- the pictures
+# --------------------------------------------------------------------------------------------------------- the pictures
 
 
 def test_a_grid_shows_every_tile_with_white_between(tmp_path):
