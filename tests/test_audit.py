@@ -25,7 +25,7 @@ def checkpoints(tmp_path):
     """Untrained networks of each kind of data, as files."""
     paths = []
     for name, beta_max in (("S", 20.0), ("crystals", 30.0)):
-        config = dict(data=name, mode="rot-only", img_size=64, n_types=4, beta_min=0.1, beta_max=beta_max, seed=0)
+        config = dict(data=name, mode="rot-only", img_size=32, n_types=4, beta_min=0.1, beta_max=beta_max, seed=0)
         ema = vp_sde.build(config).state_dict()
         paths.append(tmp_path / f"{name}.pt")
         torch.save(dict(script="vp_sde", config=config, step=0, ema=ema), paths[-1])
