@@ -3,28 +3,29 @@
     z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps,      abar_t = product of (1 - beta_i) over i <= t,   t = 1 .. T
     loss = |eps - eps_theta(z_t, t, c)|^2,              z_0 the standardised latent of a training crystal
     DDIM: z_s = sqrt(abar_s) z0_hat + sqrt(1 - abar_s - v) eps_hat + sqrt(v) noise
-          v = eta^2 (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s);   eta = 1 over all t is the DDPM ancestral sampler
+          v = eta^2 (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s);   eta = 1 over all t is DDPM's own sampler
 
     python latent_prior.py --steps 50
 
 draws 36 crystals from the checkpoint that ships and compares three priors of one VAE on the same conditions: N(0, I),
-the mixture of posteriors (MoP), and this one.  It writes samples.png, comparison.png, reverse_diffusion.gif, samples.npz
-and metrics.json to outputs/latent_prior/uncond_ddim_seed0/.  Other lessons:
+the mixture of posteriors (MoP), and this one.  It writes samples.png, comparison.png, reverse_diffusion.gif,
+samples.npz and metrics.json to outputs/latent_prior/uncond_ddim_seed0/.  Other lessons:
 
     python latent_prior.py --eta 1 --steps 1000       DDPM ancestral sampling, every step of the chain
-    python latent_prior.py --kind 1 --n 512           512 rectangular crystals: does the prior know the law of the aspect?
+    python latent_prior.py --kind 1 --n 512           512 rectangular crystals: is the law of the aspect right?
     python latent_prior.py --cfg 0                    no condition: the prior has to invent type, angle and aspect
-    python latent_prior.py --train --out outputs/mine train from nothing (needs a VAE: --vae, by default the one that ships)
-    python latent_prior.py --ckpt assets/checkpoints/latent_prior_cond.pt     on the VAE that is told the condition itself
+    python latent_prior.py --train --out outputs/mine train from nothing, on the VAE that ships or --vae PATH
+    python latent_prior.py --ckpt assets/checkpoints/latent_prior_cond.pt    on the VAE that is told the condition
 
-The default VAE is the unconditional one, so that the prior itself has to know type, angle and aspect.  A conditional VAE
-leaves z little to say; there, this prior has little to learn.  beta is a noise rate here, not the weight of a KL.
+The default VAE is the unconditional one, so that the prior itself has to know type, angle and aspect.  A conditional
+VAE leaves z little to say, and this prior little to learn.  beta is a noise rate here, not the weight of a KL.
 DDPM: Ho et al. 2020 (arXiv 2006.11239).  DDIM: Song et al. 2021 (2010.02502).  Latent diffusion: Rombach et al. 2022
 (2112.10752).  v inside: Salimans and Ho 2022 (2202.00512).
 """
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11", "tqdm>=4.66,<5"]
+# dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11",
+#                 "tqdm>=4.66,<5"]
 # ///
 
 import argparse
@@ -56,7 +57,7 @@ UNINFORMATIVE = 1e-4  # below this abar a few-step sampler spends no step: nothi
 
 
 class DDPM:
-    """The chain of T steps with linear beta.  abar(t) for t = 0 .. T as Python numbers, abar(0) = 1: float64 throughout."""
+    """The chain of T steps with linear beta; t = 0 is the data, abar_0 = 1.  float64 throughout."""
 
     def __init__(self, T=1000, beta_start=1e-4, beta_end=0.05):
         self.T = T
@@ -64,20 +65,20 @@ class DDPM:
         self.log_abar = np.cumsum(np.log1p(-self.beta))
 
     def alpha_sigma(self, t):
-        """sqrt(abar_t) and sqrt(1 - abar_t) of one step as Python numbers; sqrt(1 - alpha^2) would lose digits near t = 0."""
+        """sqrt(abar_t) and sqrt(1 - abar_t) as Python numbers; sqrt(1 - alpha^2) would lose digits near t = 0."""
         return math.exp(self.log_abar[t] / 2), math.sqrt(-math.expm1(self.log_abar[t]))
 
     def tables(self, device):
-        """The same for all t as float32 tensors [T + 1], and log(abar / (1 - abar)), which the network is told as its time."""
+        """The same for all t as float32 tensors [T + 1], and the log-SNR, which the network is told as its time."""
         alpha, sigma = np.exp(self.log_abar / 2), np.sqrt(-np.expm1(self.log_abar))
         log_snr = self.log_abar - np.log(np.maximum(-np.expm1(self.log_abar), 1e-12))
         return tuple(torch.from_numpy(v).float().to(device) for v in (alpha, sigma, log_snr))
 
     def indices(self, steps):
-        """Decreasing t of a sampler with so many network calls: all of T .. 1, or evenly spaced in log-SNR above abar = 1e-4.
+        """Decreasing t of a sampler with so many network calls: all of T .. 1, or even in log-SNR above abar = 1e-4.
 
-        The linear chain ends in thousands of its steps' worth of pure noise (abar_T = 1e-11): a sampler that has only few
-        steps starts where z_0 begins to show.  To start there from N(0, I) costs an error of 1e-4 in the variance.
+        Two fifths of the chain are pure noise (abar_T = 1e-11): a sampler with few steps starts where z_0 begins to
+        show.  To start there from N(0, I) misses a mean of a hundredth of z_0.
         """
         if steps >= self.T:
             return list(range(self.T, 0, -1))
@@ -205,7 +206,7 @@ def ddim(eps, z, indices, schedule, eta=0.0, noise=None):
 
 
 def ddim_encode(eps, z, indices, schedule):
-    """DDIM with eta = 0 backwards: from z_0 up through increasing indices to noise.  The inverse as steps become many."""
+    """DDIM with eta = 0 backwards: from z_0 up through increasing indices.  The inverse as steps become many."""
     s = 0
     for t in indices:
         (alpha, sigma), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
@@ -214,11 +215,11 @@ def ddim_encode(eps, z, indices, schedule):
     return z
 
 
-# ----------------------------------------------------------------------------------------------------------- the latents
+# ---------------------------------------------------------------------------------------------------------- the latents
 
 
 def fingerprint(net):
-    """Which VAE this is: a hash of its weights in half precision, so that a checkpoint and its shipped copy are one VAE."""
+    """Which VAE this is: a hash of its weights in half precision, so that a run and its shipped copy are one VAE."""
     digest = hashlib.sha256()
     for name, value in sorted(net.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().half().contiguous().numpy().tobytes())
@@ -255,7 +256,7 @@ def encode_all(net, vae_config, n, device, precision, batch=250):
 
 
 def cached_latents(path, make, label):
-    """The latents in a file, if they are those that `label` describes (VAE, data, precision); else made, and written there.
+    """The latents in a file, if they are those that `label` describes (VAE, data); else made, and written there.
 
     A stale, damaged or foreign file is replaced with a message; it is never used.
     """
@@ -280,7 +281,7 @@ def cached_latents(path, make, label):
 
 
 def training_batch(config, step, latents, n):
-    """Latents z_0 [n, z_dim], not yet standardised, and their condition, of training step `step`: a function of (seed, step)."""
+    """Latents z_0 [n, z_dim], not yet standardised, and condition of training step `step`, from (seed, step)."""
     g = training.generator(config["seed"], step, 1)
     rows = torch.randint(len(latents["mu"]), (n,), generator=g)
     z = latents["mu"][rows]
@@ -296,7 +297,7 @@ def loss_of(net, z0, condition, t, eps):
 
 
 def update_ema(ema, net, decay, step):
-    """ema <- d ema + (1 - d) net for parameters, d rising to `decay`; buffers are copied, averaging them means nothing."""
+    """ema <- d ema + (1 - d) net for parameters, d rising to `decay`; buffers are copied: they are no average."""
     d = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in net.parameters()], 1 - d)
     for kept, new in zip(ema.buffers(), net.buffers(), strict=True):
@@ -320,14 +321,15 @@ def train(config, out, device, latents, checkpoint=None):
     every, since, total, bins = min(250, config["save_every"]), start, 0.0, torch.zeros(2, edges)
 
     def save(step):
-        training.save_checkpoint(out / "last.pt", dict(script="latent_prior", config=config, step=step, ema=ema.state_dict(),
-                                                       model=net.state_dict(), optimizer=optimizer.state_dict()))
+        parts = dict(model=net.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict())
+        training.save_checkpoint(out / "last.pt", dict(script="latent_prior", config=config, step=step, **parts))
 
     with training.finish_the_step() as stop:
         for step in (bar := training.steps(start, config["train_steps"])):
             z0, condition = training_batch(config, step, latents, n := config["batch_size"])
             g = training.generator(config["seed"], step, 0)
-            t = 1 + ((torch.arange(n) + torch.rand(n, generator=g)) / n * T).long().clamp_max(T - 1)  # uniform, stratified
+            t = (torch.arange(n) + torch.rand(n, generator=g)) / n  # one in each n-th: a less noisy gradient
+            t = 1 + (t * T).long().clamp_max(T - 1)  # uniform on 1 .. T
             eps = torch.randn(z0.shape, generator=g)
             condition = condition._replace(known=torch.rand(n, generator=g) >= config["p_uncond"])
             z0, t, eps, condition = z0.to(device), t.to(device), eps.to(device), condition.map(lambda c: c.to(device))
@@ -345,7 +347,8 @@ def train(config, out, device, latents, checkpoint=None):
             update_ema(ema, net, config["ema_decay"], step)
 
             total, done, where = total + loss.item(), step + 1, ((t.cpu() - 1) * edges // T)
-            bins += torch.stack([torch.bincount(where, each.detach().cpu(), edges), torch.bincount(where, minlength=edges)])
+            counts = torch.bincount(where, minlength=edges)
+            bins += torch.stack([torch.bincount(where, each.detach().cpu(), edges), counts])
             if done % every == 0 or done == config["train_steps"]:
                 means = (bins[0] / bins[1].clamp_min(1)).tolist()
                 log.add(step=done, loss=total / (done - since), seconds=round(clock(), 1),
@@ -405,7 +408,7 @@ def draw(net, condition, args, device, keys=None):
 
 
 def sample(net, vae_net, vae_config, args, out, device):
-    """The decoded grid, the film, the comparison of three priors on the same conditions, samples.npz, and the numbers."""
+    """The decoded grid, the film, three priors compared on the same conditions, samples.npz, and the numbers."""
     clock, of = training.stopwatch(), vae_config | {"precision": args.precision}
     asked, source = vae.asked_for(args.n, vae_config, args.kind, args.theta), vae.load_source(vae_config)
     seconds = training.stopwatch()
@@ -418,7 +421,8 @@ def sample(net, vae_net, vae_config, args, out, device):
     few = asked.map(lambda c: c[:36])
     frames = [vae.decode(vae_net, z_t, few, device, args.precision)[:, 0].numpy() for _, z_t in film]
     save_gif([pictures.grid_image(tiles, 6) for tiles in frames], out / "reverse_diffusion.gif")
-    training.save_npz(out / "samples.npz", x=x["diffusion"].numpy(), z=z.numpy(), kind=kind.numpy(), theta=theta.numpy())
+    arrays = dict(x=x["diffusion"], z=z, kind=kind, theta=theta)
+    training.save_npz(out / "samples.npz", **{key: value.numpy() for key, value in arrays.items()})
     result = {"n": args.n, "seconds_drawing": seconds, "ms_per_image": 1000 * seconds / args.n}
     captions = [metrics.caption(*case) for case in zip(kind[:36], theta[:36], strict=True)]
     if vae_config["mode"] == "full":  # no closed form for what is missing and what is displaced
@@ -433,13 +437,14 @@ def sample(net, vae_net, vae_config, args, out, device):
         result[prior]["error_nearest_of_any"] = float(nearest.error.mean())  # of the first 36: a slow search
         rows.append(f"{name:16}" + "".join(f"{result[prior].get(key, math.nan):14.5f}" for key in COLUMNS))
     print(" " * 16 + "".join(f"{title:>14}" for title in COLUMNS.values()) + f"      (n = {args.n})")
-    floors = [result["mop"][key] for key in ("crystal_error_floor", "crystal_error_floor", "mass_w1_floor", "fft_radial_l2_floor")]
+    floors = [result["mop"][f"{key}_floor"] for key in ("crystal_error", "crystal_error", "mass_w1", "fft_radial_l2")]
     print("\n".join([*rows, f"{'true crystals':16}" + "".join(f"{v:14.5f}" for v in floors)]))
     captions = [metrics.caption(*case) for case in zip(fit.kind[:36], fit.theta[:36], fit.aspect[:36], strict=True)]
     tiles = {prior: images[:36, 0].numpy() for prior, images in x.items()}
     pictures.captioned_grid(out / "samples.png", (tiles["diffusion"], truth[:36, 0]), captions,
                             "left: sample of the diffusion prior    right: nearest true crystal")
-    pictures.captioned_grid(out / "comparison.png", tuple(tiles[prior][:12] for prior in names) + (truth[:12, 0],), captions[:12],
+    sets = *(tiles[prior][:12] for prior in names), truth[:12, 0]
+    pictures.captioned_grid(out / "comparison.png", sets, captions[:12],
                             "left to right: N(0, I), MoP, diffusion prior, and the true crystal nearest to the last", 3)
     return result | {"seconds": clock()}
 
@@ -459,24 +464,35 @@ def make_parser():
     add("--vae-fingerprint", metavar="HASH", help="of the VAE's weights: refuse any other")
     add("--z-dim", type=training.count, help="latents; the VAE knows its own, and another number is refused")
     add("--T", type=training.number(int, 2, 10**5), default=1000, help="steps of the chain (default %(default)s)")
-    add("--beta-start", type=training.number(float, 0, 1, True, True), default=1e-4, help="noise rate of step 1 (default %(default)s)")
-    add("--beta-end", type=training.number(float, 0, 1, True, True), default=0.05, help="noise rate of step T (default %(default)s)")
+    add("--beta-start", type=training.number(float, 0, 1, True, True), default=1e-4,
+        help="noise rate of step 1 (default %(default)s)")
+    add("--beta-end", type=training.number(float, 0, 1, True, True), default=0.05,
+        help="noise rate of step T (default %(default)s)")
     add("--width", type=training.number(int, 1, 16384), default=1024, help="of the residual MLP (default %(default)s)")
-    add("--t-emb-dim", type=training.number(int, 2, 4096), default=64, help="sines of log-SNR, an even number (default %(default)s)")
-    add("--z-target", choices=("mu", "sample"), default="mu", help="learn posterior means, or posterior draws (default %(default)s)")
-    add("--latent-cache", metavar="FILE", help="where the encoded latents are kept (default: latents.pt in the output folder)")
-    add("--n-latents", type=training.count, default=50_000, help="crystals encoded where the VAE rendered its own (default %(default)s)")
-    add("--p-uncond", type=training.number(float, 0, 1), default=0.1, help="share of training without condition (default %(default)s)")
-    add("--ema-decay", type=training.number(float, 0, 1, open_high=True), default=0.999, help="of the averaged weights (default %(default)s)")
+    add("--t-emb-dim", type=training.number(int, 2, 4096), default=64,
+        help="sines of log-SNR, an even number (default %(default)s)")
+    add("--z-target", choices=("mu", "sample"), default="mu",
+        help="learn posterior means, or posterior draws (default %(default)s)")
+    add("--latent-cache", metavar="FILE",
+        help="where the encoded latents are kept (default: latents.pt in the output folder)")
+    add("--n-latents", type=training.count, default=50_000,
+        help="crystals encoded where the VAE rendered its own (default %(default)s)")
+    add("--p-uncond", type=training.number(float, 0, 1), default=0.1,
+        help="share of training without condition (default %(default)s)")
+    add("--ema-decay", type=training.number(float, 0, 1, open_high=True), default=0.999,
+        help="of the averaged weights (default %(default)s)")
     add("--epochs", type=training.count, help="instead of --train-steps: passes over the encoded crystals")
     add = parser.add_argument_group("sampling").add_argument
     add("--steps", type=training.count, default=50, help="network calls per sample, at most T (default %(default)s)")
-    add("--eta", type=training.number(float, 0, 1), default=0.0, help="0: deterministic DDIM; 1: ancestral, as DDPM (default %(default)s)")
+    add("--eta", type=training.number(float, 0, 1), default=0.0,
+        help="0: deterministic DDIM; 1: ancestral, as DDPM (default %(default)s)")
     add("--cfg", type=training.number(float, 0), default=1.0,
-        help="guidance w in eps_u + w (eps_c - eps_u): 0 unconditional, 1 plain conditional, continuous between (default %(default)s)")
+        help="w in eps_u + w (eps_c - eps_u): 0 unconditional, 1 conditional, continuous between (default %(default)s)")
     add("--n", "--n-samples", type=training.count, default=36, help="samples of each prior (default %(default)s)")
-    add("--use-ema", type=training.number(int, 0, 1), default=1, help="1: averaged weights; 0: those of the last step (default %(default)s)")
-    add("--kind", type=training.number(int, 0, 3), help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
+    add("--use-ema", type=training.number(int, 0, 1), default=1,
+        help="1: averaged weights; 0: those of the last step (default %(default)s)")
+    add("--kind", type=training.number(int, 0, 3),
+        help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
     add("--theta", type=training.number(float, 0, data.THETA_MAX), help="ask for one angle, radians in [0, 1.0471]")
     training.shared_flags(parser, train_steps=6000, batch_size=512, lr=1e-3)
     return parser
@@ -540,8 +556,9 @@ def main(argv=None):
             source = vae.load_source(vae_config)
             content = hashlib.sha256(source["y_cont"].numpy()).hexdigest() if source else "on the fly"
             label = dict(vae=found, data=content, n=args.n_latents, seed=vae_config["seed"], precision=args.precision)
-            latents = cached_latents(args.latent_cache or out / "latents.pt",
-                                     lambda: encode_all(vae_net, vae_config, args.n_latents, device, args.precision), label)
+            cache = args.latent_cache or out / "latents.pt"
+            latents = cached_latents(
+                cache, lambda: encode_all(vae_net, vae_config, args.n_latents, device, args.precision), label)
             net = train(config, out, device, latents, checkpoint)
         training.save_json(out / "metrics.json", sample(net, vae_net, vae_config, args, out, device))
         training.save_json(out / "config.json", config)  # only now: a run that fails leaves the folder as it was

@@ -1,7 +1,7 @@
 """Crystals through a bottleneck of 32 numbers: a (conditional) beta-VAE, and what its latent is asked to be.
 
     loss  = |x - x_hat|^2 + beta KL(q(z | x, c) || N(0, I)),     x_hat = decoder(z, c),   z = mu + s eps
-    ELBO  = -loss / beta - (D / 2) log(pi beta) nats:            Gaussian pixels of the variance beta / 2 the loss implies
+    ELBO  = -loss / beta - (D / 2) log(pi beta) nats:      Gaussian pixels of variance beta / 2, as the loss implies
     MoP   : z ~ q(z | x_i, c_i), x_i the training crystal of the type asked for and the nearest angle
 
     python vae.py
@@ -14,14 +14,15 @@ metrics.json to outputs/vae/crystals_cond_seed0/.  Other lessons:
     python vae.py --train --uncond --out outputs/mine train from nothing, then sample
     python vae.py --train --beta 1 --out outputs/b1   a latent closer to N(0, I), crystals further from true ones
 
-beta is the weight of the KL in the loss; half of it is the variance of a pixel.  Given its condition a crystal of type 0,
-2 or 3 leaves nothing for z to say, so at its optimum a conditional VAE ignores z there, and all priors tie.  It is the
-unconditional VAE whose prior has to know crystals: latent_prior.py learns that prior.
+beta is the weight of the KL in the loss; half of it is the variance of a pixel.  Given its condition a crystal of type
+0, 2 or 3 leaves nothing for z to say, so at its optimum a conditional VAE ignores z there, and all priors tie.  It is
+the unconditional VAE whose prior has to know crystals: latent_prior.py learns that prior.
 VAE: Kingma and Welling 2014 (arXiv 1312.6114).  Free bits: Kingma et al. 2016 (1606.04934).
 """
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11", "tqdm>=4.66,<5"]
+# dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11",
+#                 "tqdm>=4.66,<5"]
 # ///
 
 import argparse
@@ -29,7 +30,6 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -62,8 +62,9 @@ class Condition(NamedTuple):
         """Type one-hot, angle with its first harmonics, and whether any of it is known: [N, 25]."""
         keep, theta = self.known.float()[:, None], self.cont[:, 1]
         harmonics = theta[:, None] * torch.arange(1, 9, device=theta.device)
-        told = [F.one_hot(self.kind, 4), self.cont * self.cont.new_tensor([0.1, 1, 4, 1]), harmonics.sin(), harmonics.cos()]
-        return torch.cat([torch.cat(told, 1) * keep, 1 - keep], 1)
+        cont = self.cont * self.cont.new_tensor([0.1, 1, 4, 1])
+        told = torch.cat([F.one_hot(self.kind, 4), cont, harmonics.sin(), harmonics.cos()], 1)
+        return torch.cat([told * keep, 1 - keep], 1)
 
 
 def channels_last(h):
@@ -89,26 +90,32 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """mu and log s^2 of q(z | x, c) for images [N, 1, H, H]: a plain MLP, whose first layer is a bank of templates."""
+    """mu and log s^2 of q(z | x, c) for images [N, 1, H, H]: convolutions on 4 x 4 cells, then all places."""
 
-    def __init__(self, img_size, z_dim, width=768):
+    def __init__(self, img_size, z_dim, widths=(32, 64), d_emb=64):
         super().__init__()
-        self.first = nn.Linear(img_size**2, width)
-        self.told = nn.Linear(25, width, bias=False)
-        self.rest = nn.Sequential(nn.SiLU(), nn.Linear(width, 512), nn.SiLU(), nn.Linear(512, 512), nn.SiLU(),
-                                  nn.Linear(512, 2 * z_dim))
+        a, b = widths
+        self.embed = nn.Sequential(nn.Linear(25, d_emb), nn.SiLU())
+        self.stem = nn.Conv2d(16, a, 3, padding=1)
+        self.enc1, self.down1 = Block(a, d_emb), nn.Conv2d(a, b, 2, stride=2)
+        self.enc2, self.down2 = Block(b, d_emb), nn.Conv2d(b, b, 2, stride=2)
+        flat = b * (img_size // 16) ** 2 + d_emb
+        self.head = nn.Sequential(nn.Linear(flat, 512), nn.SiLU(), nn.Linear(512, 2 * z_dim))
 
     def forward(self, x, condition):
-        h = self.first(8 * (x.flatten(1) - 0.17)) + self.told(condition.features())  # about zero mean and unit variance
-        mu, log_var = self.rest(h).float().chunk(2, 1)
+        emb = self.embed(condition.features())
+        h = self.stem(channels_last(F.pixel_unshuffle(x, 4)))
+        h = self.down2(self.enc2(self.down1(self.enc1(h, emb)), emb))
+        mu, log_var = self.head(torch.cat([F.silu(h).flatten(1), emb], 1)).float().chunk(2, 1)
         return mu, log_var.clamp(-14, 6)  # (N, z_dim) each
 
 
 class Decoder(nn.Module):
-    """x_hat of p(x | z, c), [N, 1, H, H]: plane waves on 4 x 4 cells of pixels, and a small convolutional network on top.
+    """x_hat of p(x | z, c), [N, 1, H, H]: plane waves on 4 x 4 cells of pixels, and convolutions on top.
 
-    A crystal is a sum of plane waves around the image centre.  z and c choose a few linear maps of the coordinates (the
-    network learns which: turns and stretches), and the waves have fixed wavelengths, 128 to 8 px, in mapped coordinates.
+    A crystal is a sum of plane waves around the image centre.  z and c choose a few linear maps of the coordinates
+    (which ones is learned: turns, stretches, shears), and in mapped coordinates the waves are 16, 8, 4, 2 and 1 lattice
+    constants long: the longest find the right angle from afar, the shortest say where in the lattice a cell lies.
     """
 
     def __init__(self, img_size, z_dim, maps=4, width=64, d_emb=256):
@@ -116,7 +123,7 @@ class Decoder(nn.Module):
         self.cells = img_size // 4
         self.embed = nn.Sequential(nn.Linear(z_dim + 25, d_emb), nn.SiLU(), nn.Linear(d_emb, d_emb), nn.SiLU())
         self.maps = nn.Linear(d_emb, 4 * maps)
-        self.stem = nn.Conv2d(2 * maps * 13 + 2, width, 1)
+        self.stem = nn.Conv2d(2 * maps * 11 + 2, width, 1)
         self.blocks = nn.ModuleList(Block(width, d_emb) for _ in range(2))
         self.norm, self.out = nn.GroupNorm(width // 16, width), nn.Conv2d(width, 16, 3, padding=1)
         turn = torch.arange(maps) * math.pi / 3 / maps
@@ -134,18 +141,19 @@ class Decoder(nn.Module):
         return F.pixel_shuffle(self.out(F.silu(self.norm(h))), 4).float()
 
     def waves(self, emb):
-        """Cell centres r in units of 32 px, mapped coordinates A r, and sines and cosines of them: [N, 26 maps + 2, ...]."""
+        """Cell centres r in units of 32 px, mapped coordinates A r, and their waves: [N, 22 maps + 2, ...]."""
         A, n = self.maps(emb).view(len(emb), -1, 2), self.cells
         centre = (4 * torch.arange(n, device=emb.device) + 1.5 - 2 * n) / 32
         r = torch.stack([centre.expand(n, n), centre[:, None].expand(n, n)]).flatten(1)  # x and y: (2, n n)
         uv = A @ r  # (N, 2 maps, n n)
-        phase = uv[:, :, None] * (math.pi / 2 * 2 ** torch.linspace(0, 4, 6, device=emb.device))[:, None]
+        waves_per_unit = 32 / data.SPACING * 2.0 ** torch.arange(-4, 1, device=emb.device)
+        phase = 2 * math.pi * uv[:, :, None] * waves_per_unit[:, None]
         waves = torch.cat([uv, phase.sin().flatten(1, 2), phase.cos().flatten(1, 2), r.expand(len(emb), -1, -1)], 1)
         return waves.unflatten(2, (n, n))
 
 
 class VAE(nn.Module):
-    """Encoder and decoder; 4.2 M parameters at 64 pixels and 32 latents.  Without conditions (--uncond) both see none."""
+    """Encoder and decoder, 1 M parameters.  Without conditions (--uncond) both see none."""
 
     def __init__(self, img_size=64, z_dim=32, uncond=False):
         super().__init__()
@@ -185,7 +193,8 @@ def loss_of(x, x_hat, mu, log_var, beta, free_bits=0.0):
     square = (x - x_hat).square().flatten(1).sum(1).mean()  # summed over pixels, mean over images
     kl = kl_nats(mu, log_var).mean(0)  # nats per latent: (z_dim,)
     loss = square + beta * kl.clamp_min(free_bits).sum()
-    return loss, {"mse_per_pixel": square / x[0].numel(), "kl_nats": kl.sum(), "free_bits_added_nats": (free_bits - kl).relu().sum()}
+    lifted = (free_bits - kl).relu().sum()
+    return loss, {"mse_per_pixel": square / x[0].numel(), "kl_nats": kl.sum(), "free_bits_added_nats": lifted}
 
 
 def elbo_nats(x, x_hat, mu, log_var, beta):
@@ -237,8 +246,9 @@ def exam_report(net, x, condition, config, seed=0):
         recon.append(x_mean.cpu())
     elbo, kl, error = map(torch.cat, zip(*parts, strict=True))
     each = error.square().mean((1, 2, 3)).sqrt()
-    report = {"n_held_out": len(x), "reconstruction_rmse": error.square().mean().sqrt(), "reconstruction_worst": each.max(),
-              "elbo_nats": elbo.mean(), "kl_nats": kl.sum(1).mean(), "active_latents": (kl.mean(0) > 0.05).sum()}
+    report = {"n_held_out": len(x), "reconstruction_rmse": error.square().mean().sqrt(),
+              "reconstruction_worst": each.max(), "elbo_nats": elbo.mean(), "kl_nats": kl.sum(1).mean(),
+              "active_latents": (kl.mean(0) > 0.05).sum()}
     return {k: float(v) for k, v in report.items()}, torch.cat(recon)
 
 
@@ -300,13 +310,14 @@ def train(config, out, device, checkpoint=None):
 
 
 def loss_curve(path, lines):
-    """A PNG of the terms of the loss: error per pixel of training and held-out crystals, and the KL in nats per image."""
+    """A PNG of the terms of the loss: error per pixel of training and held-out crystals, and the KL."""
     if not lines:
         return
     figure, (left, right) = pictures.plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     step = [line["step"] for line in lines]
     left.semilogy(step, [math.sqrt(line["mse_per_pixel"]) for line in lines], label="training, z drawn")
-    left.semilogy(step, [line["held_out"]["reconstruction_rmse"] for line in lines], label="held out, averaged weights, mean z")
+    held_out = [line["held_out"]["reconstruction_rmse"] for line in lines]
+    left.semilogy(step, held_out, label="held out, averaged weights, mean z")
     left.set(xlabel="step", ylabel="RMSE per pixel", title="reconstruction")
     left.legend(fontsize=8)
     right.plot(step, [line["kl_nats"] for line in lines], color="tab:red")
@@ -318,7 +329,7 @@ def loss_curve(path, lines):
 
 
 def asked_for(n, config, kind=None, theta=None):
-    """The default conditions, tile i of type i mod 4 at angle (i mod 36)/35 pi/3; kind and theta ask for one crystal."""
+    """The default conditions: type i mod 4, angle (i mod 36)/35 pi/3.  kind and theta ask for one crystal."""
     i, cont = torch.arange(n), torch.zeros(n, 4)
     cont[:, 0] = data.SPACING if config["mode"] == "full" else 0.0
     if config["mode"] != "simple":  # which has no angle but 0
@@ -328,7 +339,7 @@ def asked_for(n, config, kind=None, theta=None):
 
 
 def training_labels(config, source):
-    """Type, angle [N] and a function rows -> (x, condition) of the training set; only the rows asked for are rendered."""
+    """Type and angle [N] of the training set, and rows -> (x, condition), which renders those rows only."""
     if source is not None:
         kind, theta = source["y_cat"], source["y_cont"][:, 1]
 
@@ -352,8 +363,8 @@ def training_labels(config, source):
 def nearest_examples(kind, theta, asked):
     """Row of the training example of the same type and the nearest angle, for each condition asked: int64 [N].
 
-    The m-th repeat of a condition gets the m-th nearest, so that it may have another aspect.  Angles are differences on a
-    line, not on a circle: 0 and pi/3 are the two ends of the range, and (but for the triangular lattice) two images.
+    The m-th repeat of a condition gets the m-th nearest, so that it may have another aspect.  Angles lie on a line, not
+    on a circle: 0 and pi/3 are the two ends of the range, and (but for the triangular lattice) two images.
     """
     rows, met = torch.empty(len(asked.kind), dtype=torch.long), {}
     for i, (k, t) in enumerate(zip(asked.kind.tolist(), asked.cont[:, 1].tolist(), strict=True)):
@@ -372,13 +383,14 @@ def decode(net, z, condition, device, precision, batch=64):
     out = []
     for rows in torch.arange(len(z)).split(batch):
         with training.autocast(device, precision):
-            out.append(net.decode(z[rows].to(device), condition.map(lambda c, rows=rows: c[rows].to(device))).clamp(0, 1).cpu())
+            asked = condition.map(lambda c, rows=rows: c[rows].to(device))
+            out.append(net.decode(z[rows].to(device), asked).clamp(0, 1).cpu())
     return torch.cat(out)
 
 
 @torch.no_grad()
 def draw(net, prior, asked, config, seed, device, source=None):
-    """Samples [N, 1, H, H] under a prior, "normal" or "mop", for the conditions asked.  Noise i depends on (seed, i) only."""
+    """Samples [N, 1, H, H] under a prior, "normal" or "mop".  The noise of sample i depends on (seed, i) only."""
     noise = training.noise_of([training.generator(seed, 1, i) for i in range(len(asked.kind))], (config["z_dim"],))
     if prior == "mop":
         kind, theta, crystals = training_labels(config, source)
@@ -393,7 +405,7 @@ def draw(net, prior, asked, config, seed, device, source=None):
 
 
 def r_squared(z, factor):
-    """Share of the variance of each latent [N, J] that a least-squares fit on features of one factor [N, F] explains: [J]."""
+    """Share of the variance of each latent [N, J] that least squares on features [N, F] of one factor explains."""
     A = torch.cat([torch.ones(len(z), 1), factor.reshape(len(z), -1)], 1).double()
     z = z.double() - z.double().mean(0)
     residual = z - A @ torch.linalg.lstsq(A, z, driver="gelsd").solution
@@ -428,14 +440,15 @@ def latent_report(net, config, device, n=2048, path=None):
 
 
 def traversal(net, mu, report, config, device, path, rows=6, columns=9):
-    """A PNG: one held-out crystal, each row moving one of its most active latents across the middle 98 % of all latents."""
+    """A PNG: one held-out crystal; each row moves one latent across the middle 98 % of its values."""
     latents = report["latent"][:rows]
     x, condition = training_batch(config, 0, None, 8, held_out=True)
     base, quantile = mu[1], torch.linspace(0.01, 0.99, columns)
     z = base.repeat(len(latents) * columns, 1)
     for i, j in enumerate(latents):
         z[i * columns : (i + 1) * columns, j] = mu[:, j].quantile(quantile)
-    tiles = decode(net, z, condition.map(lambda c: c[1:2].repeat(len(z), *[1] * (c.ndim - 1))), device, config["precision"])
+    same = condition.map(lambda c: c[1:2].expand(len(z), *c.shape[1:]))
+    tiles = decode(net, z, same, device, config["precision"])
     captions = [f"z{j} = {z[i * columns + k, j]:.2f}" for i, j in enumerate(latents) for k in range(columns)]
     title = "one latent moved a row, the others kept: the most active first"
     pictures.captioned_grid(path, tiles[:, 0], captions, title, columns)
@@ -447,24 +460,24 @@ def sample(net, config, args, out, device):
     result, held_out = {}, training_batch(config, 0, None, 512, held_out=True)
     result["held_out"], recon = exam_report(net, *held_out, of)
     r = result["held_out"]
-    print(f"reconstruction RMSE {r['reconstruction_rmse']:.4f}, worst {r['reconstruction_worst']:.4f}; evidence bound "
-          f"{r['elbo_nats']:.0f} nats, KL {r['kl_nats']:.1f} nats in {r['active_latents']:.0f} latents; n = 512 held out")
+    print(f"reconstruction RMSE {r['reconstruction_rmse']:.4f}, worst {r['reconstruction_worst']:.4f}; bound "
+          f"{r['elbo_nats']:.0f} nats, KL {r['kl_nats']:.1f} nats in {r['active_latents']:.0f} latents; n = 512")
     kinds = [metrics.caption(k, t) for k, t in zip(held_out[1].kind[:36], held_out[1].cont[:36, 1], strict=True)]
     tiles = held_out[0][:36, 0].numpy(), recon[:36, 0].numpy()
-    pictures.captioned_grid(out / "reconstructions.png", tiles, kinds, "left: held-out crystal    right: reconstruction")
+    pictures.captioned_grid(out / "reconstructions.png", tiles, kinds, "left: held out    right: reconstruction")
 
     asked, source = asked_for(args.n, config, args.kind, args.theta), load_source(config)
     arrays = {"kind": asked.kind.numpy(), "theta": asked.cont[:, 1].numpy()}
     for prior, name in (("normal", "N(0, I)"), ("mop", "MoP")):
         x = arrays[f"x_{prior}"] = draw(net, prior, asked, of, args.seed, device, source)
         arrays[f"x_{prior}"] = x.numpy()
-        tiles, captions = x[:36, 0].numpy(), [metrics.caption(k, t) for k, t in zip(*(arrays[key][:36] for key in ("kind", "theta")), strict=True)]
-        title = f"samples, z from {name}"
+        tiles, title = x[:36, 0].numpy(), f"samples, z from {name}"
+        captions = [metrics.caption(*case) for case in zip(asked.kind[:36], asked.cont[:36, 1], strict=True)]
         if config["mode"] != "full":  # no closed form for what is missing and what is displaced
             print(f"z from {name}:")
             told = (asked.kind, asked.cont[:, 1]) if prior == "mop" or not config["uncond"] else ()
             result[prior], fit, truth = metrics.crystal_report(x, *told, seed=args.seed)
-            captions = [metrics.caption(*case) for case in zip(fit.kind[:36], fit.theta[:36], fit.aspect[:36], strict=True)]
+            captions = [metrics.caption(*case) for case in zip(*(c[:36] for c in fit[1:]), strict=True)]
             tiles, title = (tiles, truth[:36, 0].numpy()), f"left: {title}    right: nearest true crystal"
         pictures.captioned_grid(out / f"samples_{prior}.png", tiles, captions, title)
     training.save_npz(out / "samples.npz", x=arrays["x_mop"], **arrays)
@@ -487,26 +500,32 @@ def make_parser():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("model and data (a checkpoint knows its own)").add_argument
     add("--data-path", metavar="FILE", help="train on a file made by data.py --build, instead of rendering on the fly")
-    add("--mode", choices=data.MODES, default="rot-only", help="what varies from crystal to crystal (default %(default)s)")
+    add("--mode", choices=data.MODES, default="rot-only",
+        help="what varies from crystal to crystal (default %(default)s)")
     add("--n-types", type=training.number(int, 1, 4), default=4, help="lattice types in the data (default %(default)s)")
-    add("--img-size", type=training.number(int, 16, 256), default=64, help="pixels, a multiple of 4 (default %(default)s)")
+    add("--img-size", type=training.number(int, 16, 256), default=64,
+        help="pixels, a multiple of 16 (default %(default)s)")
     add("--uncond", action="store_true", help="encoder and decoder see no condition")
     add("--z-dim", type=training.number(int, 1, 1024), default=32, help="latents (default %(default)s)")
     add("--beta", type=training.number(float, 0, 1e6, open_low=True), default=0.05,
-        help="weight of the KL beside the squared error summed over pixels; pixel variance is beta / 2 (default %(default)s)")
+        help="weight of the KL beside the squared error of an image; pixel variance is beta / 2 (default %(default)s)")
     add("--beta-warmup", type=training.number(int, 0, 10**9), default=1000, metavar="STEPS",
         help="beta rises from 0 over so many steps (default %(default)s)")
     add("--free-bits", type=training.number(float, 0, 1e6), default=0.0,
         help="nats a latent may hold before its KL costs more: sum_j max(KL_j, this) (default %(default)s)")
-    add("--cond-drop", type=training.number(float, 0, 1), default=0.0, help="share of training without condition (default %(default)s)")
-    add("--ema-decay", type=training.number(float, 0, 1, open_high=True), default=0.999, help="of the averaged weights (default %(default)s)")
+    add("--cond-drop", type=training.number(float, 0, 1), default=0.0,
+        help="share of training without condition (default %(default)s)")
+    add("--ema-decay", type=training.number(float, 0, 1, open_high=True), default=0.999,
+        help="of the averaged weights (default %(default)s)")
     add("--epochs", type=training.count, help="instead of --train-steps: passes over 50,000 crystals or the data file")
     add = parser.add_argument_group("sampling").add_argument
     add("--n", "--n-samples", type=training.count, default=36, help="samples of each prior (default %(default)s)")
-    add("--use-ema", type=training.number(int, 0, 1), default=1, help="1: averaged weights; 0: those of the last step (default %(default)s)")
-    add("--kind", type=training.number(int, 0, 3), help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
+    add("--use-ema", type=training.number(int, 0, 1), default=1,
+        help="1: averaged weights; 0: those of the last step (default %(default)s)")
+    add("--kind", type=training.number(int, 0, 3),
+        help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
     add("--theta", type=training.number(float, 0, data.THETA_MAX), help="ask for one angle, radians in [0, 1.0471]")
-    training.shared_flags(parser, train_steps=8000, batch_size=32, lr=1e-3)
+    training.shared_flags(parser, train_steps=8000, batch_size=32, lr=2e-3)
     return parser
 
 
@@ -520,7 +539,8 @@ def take_model_flags(args, given, config, keys):
         raise ValueError(f"the checkpoint does not say its {missing[0]}: it is damaged, or of another version")
     for key in keys:
         if key in given and getattr(args, key) != config[key]:
-            raise ValueError(f"--{key.replace('_', '-')} {getattr(args, key)} contradicts the checkpoint, which has {config[key]}")
+            flag = f"--{key.replace('_', '-')} {getattr(args, key)}"
+            raise ValueError(f"{flag} contradicts the checkpoint, which has {config[key]}")
         setattr(args, key, config[key])
 
 
@@ -528,8 +548,8 @@ def settle(args, given, config, checkpoint):
     """Fill in what depends on the data, and refuse what does not go together."""
     if checkpoint:
         take_model_flags(args, given, config, MODEL_FLAGS)
-    if args.img_size % 4:
-        raise ValueError(f"--img-size must be a multiple of 4, not {args.img_size}")
+    if args.img_size % 16:
+        raise ValueError(f"--img-size must be a multiple of 16, not {args.img_size}")
     if args.kind is not None and args.kind >= args.n_types:
         raise ValueError(f"--kind {args.kind} is not among the {args.n_types} types of this model")
     if args.theta and args.mode == "simple":
@@ -567,7 +587,7 @@ def main(argv=None):
         device = training.pick_device(args.device)
         args.precision = training.pick_precision(args.precision, device)
         config = vars(args)
-        # MoP takes its examples from the training set, which the seed of the training decides, not the one of the sampling
+        # MoP takes its examples from the training set, which the seed of the training decides, not that of the sampling
         trained = config if args.train else checkpoint["config"]
         net = None if args.train else load(trained, checkpoint, args, path, device)
         out = training.run_folder(args, "vae", f"crystals_{'uncond' if args.uncond else 'cond'}_seed{args.seed}")
