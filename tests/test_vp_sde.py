@@ -116,8 +116,8 @@ def test_schedule_against_quadrature_and_its_identities(vp):
 
 
 def test_sigma_keeps_its_digits_near_the_data():
-    t = 1e-9  # where B(t) is 0.1 t
-    assert abs(VP().at(t)[2] / np.sqrt(0.1 * t) - 1) < 1e-6  # sqrt(1 - alpha^2) would be off by 1e-4
+    t = 1e-12  # where B(t) is 0.1 t
+    assert abs(VP().at(t)[2] / np.sqrt(0.1 * t) - 1) < 1e-6  # sqrt(1 - alpha^2) would be off by 4e-4
 
 
 @pytest.mark.parametrize("kind", ["uniform", "quadratic", "logsnr"])
