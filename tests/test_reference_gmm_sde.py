@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import make_gif
+import reference_audit
 import reference_gmm_sde as ref
 
 VP = ref.VP
@@ -43,7 +44,7 @@ def row_name(row):
     return "-".join(getattr(part, "__name__", str(part)) for part in parts)
 
 
-@pytest.mark.parametrize("row", ref.AUDIT, ids=row_name)
+@pytest.mark.parametrize("row", reference_audit.AUDIT, ids=row_name)
 def test_audit(row):
     claim, expected, measured, tolerance = row()
     assert abs(measured - expected) <= tolerance, f"{claim}: expected {expected}, measured {measured}"
@@ -575,10 +576,11 @@ def test_an_output_folder_that_cannot_be_written(tmp_path, capsys):
 
 
 def test_audit_command(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ref, "AUDIT", [lambda: ("a true claim", 1, 1.05, 0.1)])
-    monkeypatch.setattr(ref, "plot_work_precision", lambda path: None)
+    monkeypatch.setattr(reference_audit, "AUDIT", [lambda: ("a true claim", 1, 1.05, 0.1)])
+    monkeypatch.setattr(reference_audit, "plot_work_precision", lambda path: None)
     assert run(tmp_path, "--audit") == 0
-    monkeypatch.setattr(ref, "AUDIT", [*ref.AUDIT, lambda: ("a false one", 1, float("nan"), 0.1)])
+    false = reference_audit.AUDIT + [lambda: ("a false one", 1, float("nan"), 0.1)]
+    monkeypatch.setattr(reference_audit, "AUDIT", false)
     assert run(tmp_path, "--audit") == 1
     printed = capsys.readouterr().out
     assert printed.count("pass") == 2 and printed.count("FAIL") == 1
@@ -586,8 +588,8 @@ def test_audit_command(tmp_path, capsys, monkeypatch):
 
 
 def test_work_precision_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr(ref, "flow_error", lambda solver, steps, **_: steps**-2.0)
-    monkeypatch.setattr(ref, "strong_errors", lambda *_: ((25, 50), (0.1, 0.05)))
-    ref.plot_work_precision(tmp_path / "audit.png")
+    monkeypatch.setattr(reference_audit, "flow_error", lambda solver, steps, **_: steps**-2.0)
+    monkeypatch.setattr(reference_audit, "strong_errors", lambda *_: ((25, 50), (0.1, 0.05)))
+    reference_audit.plot_work_precision(tmp_path / "audit.png")
     with Image.open(tmp_path / "audit.png") as picture:
         assert picture.size == (840, 552)
