@@ -147,6 +147,8 @@ def load(path):
     """A checkpoint of vp_sde.py. Raises ValueError where there is no closed form for it."""
     checkpoint, device = training.load_checkpoint(path, "vp_sde"), training.pick_device("auto")
     config = checkpoint["config"]
+    if missing := {*vp_sde.MODEL_FLAGS, "seed"} - set(config):
+        raise ValueError(f"{path} does not say its {min(missing)}: it is damaged, or of another version")
     if config["data"] == "crystals" and (config["mode"], config["n_types"]) != ("rot-only", 4):
         raise ValueError(f"{path}: only crystals of mode rot-only and all four types can be judged")
     net = training.load_weights(vp_sde.build(config), checkpoint["ema"], path).to(device).eval()
@@ -302,7 +304,7 @@ def plot_calls(model, path):
         for ax, which, line in ((top, "learned", "-"), (low, "exact", "--")):
             errors = [crystal_errors(model, which, sampler, n).mean() for n in calls]
             ax.loglog(calls, errors, line + mark, color=colour, ms=6, alpha=0.85, label=names[sampler])
-    for level, words in ((0.24, "a black image"), (0.011, "shifted by 0.1 px"), (0.001, "rounded to 8 bits")):
+    for level, words in ((0.238, "a black image"), (0.014, "shifted by 0.1 px"), (0.001, "rounded to 8 bits")):
         top.axhline(level, color="0.5", lw=0.8, ls=":", zorder=0)
         top.annotate(words, (340, level), (0, 3), textcoords="offset points", ha="right", fontsize=8, color="0.4")
     words = "too few steps: the state is noisier than t says,\nand the network believes t"

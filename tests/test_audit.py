@@ -1,11 +1,13 @@
-"""The trial's rows that need no checkpoint, one smoke test of the whole command, and what it refuses."""
+"""The trial's rows that need no checkpoint, its whole command once, what it refuses; and a figure of the gallery."""
 
 import json
 
 import pytest
 import torch
+from PIL import Image
 
 import audit
+import gallery
 import training
 import vp_sde
 
@@ -71,7 +73,7 @@ def test_a_network_that_is_the_closed_form_passes(monkeypatch):
     assert loss == pytest.approx(best, rel=1e-5) and 0.1 < best < 1
 
 
-@pytest.mark.parametrize("case", ["missing", "text", "mode full", "none ship", "a file in the way", "flag"])
+@pytest.mark.parametrize("case", ["missing", "text", "mode full", "silent", "none ship", "a file in the way", "flag"])
 def test_mistakes_are_one_line(checkpoints, tmp_path, capsys, monkeypatch, case):
     monkeypatch.setattr(audit, "SHIPPED", tmp_path / "nowhere")
     monkeypatch.setattr(audit, "QUICK", [])
@@ -80,10 +82,12 @@ def test_mistakes_are_one_line(checkpoints, tmp_path, capsys, monkeypatch, case)
     full = torch.load(checkpoints[1], weights_only=True)
     full["config"]["mode"] = "full"
     torch.save(full, tmp_path / "full.pt")
+    torch.save(full | {"config": {"data": "S"}}, tmp_path / "silent.pt")
     flags, word = {
         "missing": (["--ckpt", tmp_path / "gone.pt"], "gone.pt"),
         "text": (["--ckpt", text], "text.pt"),
         "mode full": (["--ckpt", tmp_path / "full.pt"], "rot-only"),
+        "silent": (["--ckpt", tmp_path / "silent.pt"], "beta_max"),
         "none ship": ([], "--ckpt"),
         "a file in the way": (["--quick", "--out", text], "text.pt"),
         "flag": (["--frobnicate"], "--frobnicate"),
@@ -94,3 +98,14 @@ def test_mistakes_are_one_line(checkpoints, tmp_path, capsys, monkeypatch, case)
     lines = capsys.readouterr().err.splitlines()
     assert "error:" in lines[-1] and word in lines[-1] and sum("error:" in line for line in lines) == 1
     assert not out.exists() and text.read_text() == "no checkpoint"
+
+
+def test_a_figure_of_the_gallery(checkpoints, tmp_path, capsys):
+    """A fresh network returns v = 0 whatever the angle.  With one noise for all angles all frames are then equal, and a
+    GIF merges those."""
+    gallery.main(["sweep", "--ckpt", str(checkpoints[1]), "--out", str(tmp_path)])
+    with Image.open(tmp_path / "theta_sweep.gif") as movie:
+        assert movie.size == (4 * 34 * 3, 34 * 3) and movie.n_frames == 1
+    with pytest.raises(SystemExit) as stop:
+        gallery.main(["sweep", "--ckpt", str(tmp_path / "gone.pt"), "--out", str(tmp_path)])
+    assert stop.value.code == 2 and "gone.pt" in capsys.readouterr().err.splitlines()[-1]
