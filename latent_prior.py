@@ -311,7 +311,7 @@ def train(config, out, device, latents, checkpoint=None):
     net.mean.copy_(latents["mu"].mean(0))
     net.std.copy_((latents["mu"].var(0) + spread).sqrt().clamp_min(1e-4))
     ema, start = training.start_ema(net), 0
-    optimizer = torch.optim.AdamW(net.parameters(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     if checkpoint:
         start = checkpoint["step"]
         training.load_weights(net, checkpoint["model"], out / "last.pt")

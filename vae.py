@@ -256,7 +256,7 @@ def train(config, out, device, checkpoint=None):
     """Train until config["train_steps"], or until Ctrl-C; writes last.pt, log.jsonl and loss.png."""
     net, source = build(config).to(device), load_source(config)
     ema, start = training.start_ema(net), 0
-    optimizer = torch.optim.AdamW(net.parameters(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     if checkpoint:
         start = checkpoint["step"]
         training.load_weights(net, checkpoint["model"], out / "last.pt")

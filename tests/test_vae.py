@@ -41,6 +41,7 @@ def run(tmp_path_factory):
 
 def fails(capsys, *words):
     """Exit status 2 and one line on stderr (argparse may say its usage first): that line."""
+    capsys.readouterr()  # what came before
     with pytest.raises(SystemExit) as stop:
         vae.main([str(w) for w in words])
     err = capsys.readouterr().err
