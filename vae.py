@@ -41,6 +41,7 @@ import training
 
 MODEL_FLAGS = ("mode", "img_size", "n_types", "uncond", "z_dim", "beta")  # the checkpoint knows these
 TRAINING_SET = 50_000  # crystals that MoP chooses from, when training renders them on the fly
+EXAM, HELD_OUT, PROBED = 256, 512, 2048  # held-out crystals: while training, for the report, for what a latent knows
 
 # ---------------------------------------------------------------------------------------------------------- the network
 
@@ -264,7 +265,7 @@ def train(config, out, device, checkpoint=None):
         optimizer.load_state_dict(checkpoint["optimizer"])
     log, sums, clock = training.Log(out / "log.jsonl", start), {}, training.stopwatch()
     every, since = min(250, config["save_every"]), start
-    exam = training_batch(config, 0, source, 256, held_out=True)
+    exam = training_batch(config, 0, source, EXAM, held_out=True)
 
     def save(step):
         training.save_checkpoint(out / "last.pt", dict(script="vae", config=config, step=step, model=net.state_dict(),
@@ -413,7 +414,7 @@ def r_squared(z, factor):
 
 
 @torch.no_grad()
-def latent_report(net, config, device, n=2048, path=None):
+def latent_report(net, config, device, n):
     """What each latent knows: its KL in nats, and R^2 against type, against angle, and (rectangular crystals) aspect.
 
     One factor at a time: one-hot types; a polynomial of degree 6 in the angle; one of degree 3 in the aspect.  A latent
@@ -457,11 +458,11 @@ def traversal(net, mu, report, config, device, path, rows=6, columns=9):
 def sample(net, config, args, out, device):
     """Reconstructions, samples under both priors, the traversal, samples.npz, and the numbers."""
     clock, of = training.stopwatch(), config | {"precision": args.precision}
-    result, held_out = {}, training_batch(config, 0, None, 512, held_out=True)
+    result, held_out = {}, training_batch(config, 0, None, HELD_OUT, held_out=True)
     result["held_out"], recon = exam_report(net, *held_out, of)
     r = result["held_out"]
     print(f"reconstruction RMSE {r['reconstruction_rmse']:.4f}, worst {r['reconstruction_worst']:.4f}; bound "
-          f"{r['elbo_nats']:.0f} nats, KL {r['kl_nats']:.1f} nats in {r['active_latents']:.0f} latents; n = 512")
+          f"{r['elbo_nats']:.0f} nats, KL {r['kl_nats']:.1f} nats in {r['active_latents']:.0f} latents; n = {HELD_OUT}")
     kinds = [metrics.caption(k, t) for k, t in zip(held_out[1].kind[:36], held_out[1].cont[:36, 1], strict=True)]
     tiles = held_out[0][:36, 0].numpy(), recon[:36, 0].numpy()
     pictures.captioned_grid(out / "reconstructions.png", tiles, kinds, "left: held out    right: reconstruction")
@@ -482,7 +483,7 @@ def sample(net, config, args, out, device):
         pictures.captioned_grid(out / f"samples_{prior}.png", tiles, captions, title)
     training.save_npz(out / "samples.npz", x=arrays["x_mop"], **arrays)
 
-    result["latents"], mu = latent_report(net, of, device)
+    result["latents"], mu = latent_report(net, of, device, PROBED)
     traversal(net, mu, result["latents"], of, device, out / "traversal.png")
     table = result["latents"]
     print("latent   KL/nats" + "".join(f"  R2 {key:8}" for key in table if key not in ("kl_nats", "latent")))

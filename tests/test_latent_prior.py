@@ -36,6 +36,13 @@ def conditions(n, known=True):
     return vae.Condition(torch.arange(n) % 4, cont, torch.full((n,), known))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_held_out_crystals():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vae, "EXAM", 4)
+        yield
+
+
 @pytest.fixture(scope="module")
 def vae_run(tmp_path_factory):
     """A small VAE that has seen eight crystals: its folder."""
