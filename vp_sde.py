@@ -10,17 +10,19 @@ draws 36 crystals from the checkpoint that ships and writes samples.png, reverse
 metrics.json to outputs/vp_sde/crystals_sde_seed0/.  Other lessons:
 
     python vp_sde.py --sampler dpmpp --steps 10       the same crystals from 10 network calls a crystal
-    python vp_sde.py --oracle                         the same sampler with the closed-form denoiser: all error is its own
+    python vp_sde.py --oracle                         the same sampler with the exact denoiser: all error is its own
     python vp_sde.py --cfg 0                          no condition: the network has to invent type, angle and aspect
     python vp_sde.py --train --out outputs/mine       train from nothing, then sample
     python vp_sde.py --data S                         the same loop and samplers on 2-D points: a learned letter S
 
-VP-SDE: Song et al. 2021 (arXiv 2011.13456).  v-prediction: Salimans and Ho 2022 (2202.00512).  DPM-Solver++(2M): Lu et al.
-2022 (2211.01095).  Guidance: Ho and Salimans 2022 (2207.12598).  Left out: likelihoods, which reference_gmm_sde.py has.
+VP-SDE: Song et al. 2021 (arXiv 2011.13456).  v-prediction: Salimans and Ho 2022 (2202.00512).  DPM-Solver++(2M): Lu et
+al. 2022 (2211.01095).  Guidance: Ho and Salimans 2022 (2207.12598).  Left out: likelihoods (see reference_gmm_sde.py).
 """
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11", "tqdm>=4.66,<5"]
+# dependencies = [
+#     "torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11", "tqdm>=4.66,<5",
+# ]
 # ///
 
 import argparse
@@ -45,12 +47,12 @@ from make_gif import save_gif
 
 MODEL_FLAGS = ("data", "mode", "img_size", "n_types", "beta_min", "beta_max")  # the checkpoint knows these
 
-# ------------------------------------------------------------------------------------------------------------- the schedule
+# --------------------------------------------------------------------------------------------------------- the schedule
 
 
 @dataclass(frozen=True)
 class VP:
-    """The VP schedule with a linear beta(t).  Only B is defined, the rest is derived.  t: a tensor of times in [0, 1]."""
+    """The VP schedule with a linear beta(t).  Only B is defined, the rest is derived.  t: a tensor in [0, 1]."""
 
     beta_min: float = 0.1
     beta_max: float = 30.0
@@ -62,7 +64,7 @@ class VP:
         return self.beta_min + (self.beta_max - self.beta_min) * t
 
     def alpha_sigma(self, t):
-        """alpha_t and sigma_t, the kernel x_t = alpha x_0 + sigma eps.  sqrt(1 - alpha^2) would lose digits near t = 0."""
+        """alpha_t and sigma_t, the kernel x_t = alpha x_0 + sigma eps.  sqrt(1 - alpha^2) would lose digits near 0."""
         return torch.exp(-self.B(t) / 2), torch.sqrt(-torch.expm1(-self.B(t)))
 
     def log_snr(self, t):
@@ -70,7 +72,7 @@ class VP:
         return -self.B(t) - torch.log(-torch.expm1(-self.B(t)))
 
     def at(self, t: float):
-        """beta, alpha and sigma of one time as Python numbers, computed in float64: what a sampler's step is made of."""
+        """beta, alpha and sigma of one time as Python numbers, computed in float64: what a step is made of."""
         t = torch.tensor(t, dtype=torch.float64)
         return float(self.beta(t)), *(float(v) for v in self.alpha_sigma(t))
 
@@ -80,7 +82,7 @@ def like(v, x):
     return v.reshape(-1, *[1] * (x.ndim - 1))
 
 
-# -------------------------------------------------------------------------------------------------------------- the network
+# ---------------------------------------------------------------------------------------------------------- the network
 
 
 class Condition(NamedTuple):
@@ -88,7 +90,7 @@ class Condition(NamedTuple):
 
     kind: torch.Tensor  # lattice type: int64 [N]
     cont: torch.Tensor  # [a, theta, vacancy, jitter], zeros where the mode does not vary it: float32 [N, 4]
-    known: torch.Tensor  # False: the network is told nothing (dropped in training, the unconditional half of guidance): [N]
+    known: torch.Tensor  # False: the network is told nothing (dropout, the unconditional half of guidance): [N]
 
     def map(self, f):
         return Condition(*map(f, self))
@@ -123,10 +125,11 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """v_theta(x_t, t, c) for images [N, 1, H, W], H a multiple of 16; 2.2 M parameters, three resolutions.
 
-    It works on 4 x 4 cells of pixels, which makes it cheap enough for a laptop.  It has to know where it is, because the
-    lattice is laid out around the image centre: zero padding would tell only the border, so every cell gets its coordinates
-    and a few sines of them, *turned by the angle that is asked for* (unturned without a condition).  The turn spares the
-    network from learning products of position and angle to a hundredth of a pixel; spacing, lattice and atoms it learns.
+    It works on 4 x 4 cells of pixels, which makes it cheap enough for a laptop.  It has to know where it is, because
+    the lattice is laid out around the image centre: zero padding would tell only the border, so every cell gets its
+    coordinates and a few sines of them, *turned by the angle that is asked for* (unturned without a condition).  The
+    turn spares the network from learning products of position and angle to a hundredth of a pixel; spacing, lattice
+    and atoms it learns.
     """
 
     def __init__(self, schedule, widths=(64, 128, 192), d_emb=256):
@@ -147,14 +150,16 @@ class UNet(nn.Module):
         """Time as sines of its log-SNR, type one-hot, angle with its first harmonics: [N, d_emb]."""
         kind, cont, known = condition
         keep, theta = known.float()[:, None], cont[:, 1]
-        log_snr = self.schedule.log_snr(t.double().clamp_min(1e-9)) if t.device.type != "mps" else self.schedule.log_snr(t)
+        fine = t.double().clamp_min(1e-9) if t.device.type != "mps" else t  # which has no float64
+        log_snr = self.schedule.log_snr(fine)
         time = unit_waves(log_snr.float().clamp(-20, 20) / 2, 0.1, 20, 32)
         harmonics = theta[:, None] * torch.arange(1, 9, device=t.device)
-        told = torch.cat([F.one_hot(kind, 4), cont * cont.new_tensor([0.1, 1, 4, 1]), harmonics.sin(), harmonics.cos()], 1)
+        scaled = cont * cont.new_tensor([0.1, 1, 4, 1])
+        told = torch.cat([F.one_hot(kind, 4), scaled, harmonics.sin(), harmonics.cos()], 1)
         return self.embed(torch.cat([time, told * keep, 1 - keep], 1))
 
     def position(self, cells, condition):
-        """Cell centres in units of 32 pixels from the image centre, and their sines (wavelengths 128 to 8 px): [N, 26, ...]."""
+        """Cell centres from the image centre, in 32 px, and their sines (wavelengths 128 to 8 px): [N, 26, ...]."""
         theta = condition.cont[:, 1] * condition.known
         centre = (4 * torch.arange(cells, device=theta.device) + 1.5 - 2 * cells) / 32
         y, x = centre[:, None], centre[None, :]
@@ -199,7 +204,7 @@ def build(config):
 
 
 def eps_of(net, device, precision):
-    """The network's public face, eps(x, t, condition): it predicts v = alpha eps - sigma x_0, so eps = sigma x + alpha v."""
+    """The network's public face, eps(x, t, condition): v = alpha eps - sigma x_0 inside, so eps = sigma x + alpha v."""
 
     def eps(x, t, condition):
         _, alpha, sigma = net.schedule.at(t)
@@ -223,7 +228,7 @@ def exact_eps(config):
 
 
 def guided(eps, condition, w):
-    """eps(x, t) under classifier-free guidance.  At w = 1 or 0 one half is multiplied by zero, so it is not computed."""
+    """eps(x, t) under classifier-free guidance.  At w = 1 or 0 one half counts nothing and is not computed."""
     if w == 1:
         return lambda x, t: eps(x, t, condition)
     if w == 0:
@@ -237,9 +242,9 @@ def guided(eps, condition, w):
     return eps_w
 
 
-# ------------------------------------------------------------------------------------------------------------- the samplers
-# Each takes eps(x, t), a start x at times[0] and decreasing times, and yields (t, x, x0_hat).  The last thing it yields is
-# (0, x0_hat, x0_hat): the prediction of x_0 from times[-1].  Steps t -> s are made of Python numbers in float64.
+# --------------------------------------------------------------------------------------------------------- the samplers
+# Each takes eps(x, t), a start x at times[0] and decreasing times, and yields (t, x, x0_hat).  The last thing it yields
+# is (0, x0_hat, x0_hat): the prediction of x_0 from times[-1].  Steps t -> s are made of Python numbers in float64.
 
 
 def reverse_sde(eps, x, times, schedule, noise):
@@ -295,12 +300,12 @@ SAMPLERS = {"sde": reverse_sde, "ode": probability_flow, "dpmpp": dpmpp_2m}
 
 
 def time_grid(steps, t_end, kind, schedule):
-    """Times of a sampler that calls the network `steps` times (Heun: twice but once): from 1 to t_end, the last call for x_0."""
+    """Times of a sampler that calls the network `steps` times (Heun: twice but once), the last at t_end, for x_0."""
     vp = reference.VPSchedule(schedule.beta_min, schedule.beta_max)
     return reference.time_grid(steps - 1, 1.0, t_end, kind, vp).tolist() if steps > 1 else [1.0]
 
 
-# ------------------------------------------------------------------------------------------------------------- the training
+# --------------------------------------------------------------------------------------------------------- the training
 
 
 def load_source(config):
@@ -326,14 +331,14 @@ def training_batch(config, step, source, n, held_out=False):
 
 
 def loss_of(net, x0, condition, t, eps):
-    """Mean square of v - v_theta, v = alpha eps - sigma x_0: the error of eps divided by alpha^2, or of x_0 by sigma^2."""
+    """Mean square of v - v_theta, v = alpha eps - sigma x_0: the error of eps over alpha^2, or of x_0 over sigma^2."""
     alpha, sigma = (like(a, x0) for a in net.schedule.alpha_sigma(t))
     v = alpha * eps - sigma * x0
     return (net(alpha * x0 + sigma * eps, t, condition) - v).square().mean()
 
 
 def update_ema(ema, net, decay, step):
-    """ema <- d ema + (1 - d) net for parameters, d rising to `decay`; buffers are copied, averaging them means nothing."""
+    """ema <- d ema + (1 - d) net for parameters, d rising to `decay`; buffers are copied: their mean means nothing."""
     d = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in net.parameters()], 1 - d)
     for kept, new in zip(ema.buffers(), net.buffers(), strict=True):
@@ -344,9 +349,10 @@ def update_ema(ema, net, decay, step):
 def score_error(eps_theta, exact, x0, condition, schedule, seed, bins=8):
     """E|eps_theta - eps*|^2 / D, the error of the score times sigma, at the middle of each of `bins` stretches of t.
 
-    exact is the closed form, so the best possible value is 0 (None, in mode full: then it is the loss).  For crystals it is also the loss of an eps-predictor, less
-    the loss of the best one: given its condition a crystal of type 0, 2, 3 is one point and eps* is the noise itself; only
-    for rectangular ones, whose aspect nobody tells, does the best loss (reported beside it) differ from 0.
+    exact is the closed form, so the best possible value is 0 (None, in mode full: then it is the loss).  For crystals
+    it is also the loss of an eps-predictor, less the loss of the best one: given its condition a crystal of type 0, 2
+    or 3 is one point and eps* is the noise itself; only for rectangular ones, whose aspect nobody tells, does the best
+    loss (reported beside it) differ from 0.
     """
     rect, report = condition.kind == 1, {"bins": {}, "loss_rectangular": {}, "best_rectangular": {}}
     eps = torch.randn(x0.shape, generator=training.generator(seed, 2**40))
@@ -363,7 +369,7 @@ def score_error(eps_theta, exact, x0, condition, schedule, seed, bins=8):
 
 
 def train(config, out, device, checkpoint=None):
-    """Train until config["train_steps"], or until Ctrl-C; writes last.pt, log.jsonl, loss.png and training_samples.png."""
+    """Train until config["train_steps"], or until Ctrl-C; writes last.pt, log.jsonl and loss.png."""
     net, source = build(config).to(device), load_source(config)
     ema, start = training.start_ema(net), 0
     optimizer = torch.optim.AdamW(net.parameters(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01)
@@ -378,14 +384,14 @@ def train(config, out, device, checkpoint=None):
     exact = exact_eps(config)
 
     def save(step):
-        training.save_checkpoint(out / "last.pt", dict(script="vp_sde", config=config, step=step, model=net.state_dict(),
-                                                       ema=ema.state_dict(), optimizer=optimizer.state_dict()))
+        weights = dict(model=net.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict())
+        training.save_checkpoint(out / "last.pt", dict(script="vp_sde", config=config, step=step, **weights))
 
     with training.finish_the_step() as stop:
         for step in (bar := training.steps(start, config["train_steps"])):
             x0, condition = training_batch(config, step, source, n := config["batch_size"])
             g = training.generator(config["seed"], step, 0)
-            t = (torch.arange(n) + torch.rand(n, generator=g)) / n  # one time in each n-th of [0, 1]: a less noisy gradient
+            t = (torch.arange(n) + torch.rand(n, generator=g)) / n  # one in each n-th of [0, 1]: a less noisy gradient
             eps = torch.randn(x0.shape, generator=g)
             condition = condition._replace(known=torch.rand(n, generator=g) >= config["p_uncond"])
             x0, t, eps, condition = x0.to(device), t.to(device), eps.to(device), condition.map(lambda c: c.to(device))
@@ -403,9 +409,10 @@ def train(config, out, device, checkpoint=None):
 
             total, done = total + loss.item(), step + 1
             if done % every == 0 or done == config["train_steps"]:
-                report = score_error(eps_of(ema, device, config["precision"]), exact, *exam, net.schedule, config["seed"])
-                log.add(step=done, loss=total / (done - since), seconds=round(clock(), 1), **report)
-                bar.set_postfix(loss=f"{total / (done - since):.4f}", score_error=f"{np.mean(list(report['bins'].values())):.5f}")
+                eps_theta, mean = eps_of(ema, device, config["precision"]), total / (done - since)
+                report = score_error(eps_theta, exact, *exam, net.schedule, config["seed"])
+                log.add(step=done, loss=mean, seconds=round(clock(), 1), **report)
+                bar.set_postfix(loss=f"{mean:.4f}", score_error=f"{np.mean(list(report['bins'].values())):.5f}")
                 total, since = 0.0, done
             if done % config["save_every"] == 0 or done == config["train_steps"] or stop:
                 save(done)
@@ -415,11 +422,11 @@ def train(config, out, device, checkpoint=None):
     return ema
 
 
-# ------------------------------------------------------------------------------------------------------------- the sampling
+# --------------------------------------------------------------------------------------------------------- the sampling
 
 
 def asked_for(n, kind=None, theta=None, spacing=0.0, n_types=4):
-    """The default conditions, tile i of type i mod 4 at angle (i mod 36)/35 pi/3.  kind and theta ask for one crystal."""
+    """The default conditions: tile i of type i mod 4, angle (i mod 36)/35 pi/3.  kind and theta ask for one crystal."""
     i = torch.arange(n)
     cont = torch.zeros(n, 4)
     cont[:, 0] = spacing  # mode full: pixels, with no vacancies and no jitter
@@ -428,7 +435,7 @@ def asked_for(n, kind=None, theta=None, spacing=0.0, n_types=4):
 
 
 def moments(times, schedule, n=32):
-    """Which steps make a film: the first, n evenly spread in log-SNR from -5 on (before, all is noise), and the last x_0."""
+    """The steps of a film: the first, n evenly spread in log-SNR from -5 on (before, all is noise), the last x_0."""
     log_snr = schedule.log_snr(torch.tensor(times, dtype=torch.float64))
     wanted = torch.linspace(max(float(log_snr[0]), -5.0), float(log_snr[-1]), n, dtype=torch.float64)
     return {0, len(times), *(log_snr - wanted[:, None]).abs().argmin(1).tolist()}
@@ -449,19 +456,21 @@ def endless_noise(seed, keys, shape):
 def draw(eps, condition, shape, args, schedule, keys=None):
     """Samples [N, *shape] in batches, so that memory grows by the results only, and the film of the first batch.
 
-    The noise of image i is drawn from (seed, keys[i]), keys[i] = i unless given.  The film is a list of (t, x, x0_hat) of
-    at most 34 moments and at most 36 images.  Raises FloatingPointError.
+    The noise of image i is drawn from (seed, keys[i]), keys[i] = i unless given.  The film is a list of (t, x, x0_hat)
+    of at most 34 moments and at most 36 images.  Raises FloatingPointError.
     """
     n, times = len(condition.kind), time_grid(args.steps, args.t_end, args.grid, schedule)
     keys, out, film, shown = keys or range(n), torch.empty(n, *shape), [], moments(times, schedule)
-    with tqdm(total=math.ceil(n / args.sample_batch) * args.steps, desc="sampling", unit="step", dynamic_ncols=True) as bar:
+    calls = math.ceil(n / args.sample_batch) * args.steps
+    with tqdm(total=calls, desc="sampling", unit="step", dynamic_ncols=True) as bar:
         for start in range(0, n, args.sample_batch):
             rows = slice(start, min(start + args.sample_batch, n))
             noise = endless_noise(args.seed, [keys[i] for i in range(n)[rows]], shape)
             eps_w = guided(eps, condition.map(lambda c, rows=rows: c[rows]), args.cfg)
             for i, (t, x, x0_hat) in enumerate(SAMPLERS[args.sampler](eps_w, next(noise), times, schedule, noise)):
                 if not bool(x.isfinite().all()):
-                    raise FloatingPointError(f"the state blew up before t = {t:.4g}: take more --steps, or another --grid")
+                    what = f"the state blew up before t = {t:.4g}"
+                    raise FloatingPointError(f"{what}: take more --steps, or another --grid")
                 if start == 0 and i in shown:
                     few = slice(36 if x.ndim > 2 else None)
                     film.append((t, x[few].clone(), x0_hat[few].clone()))  # a view would keep the whole batch
@@ -486,11 +495,13 @@ def sample_crystals(eps, config, args, out, schedule):
     training.save_npz(out / "samples.npz", x=x.numpy(), kind=kind.numpy(), theta=theta.numpy())
     save_gif([pictures.grid_image(unit(x_t)[:, 0].numpy(), 6) for _, x_t, _ in film], out / "reverse_diffusion.gif")
     if config["mode"] == "full":  # no closed form for what is missing and what is displaced
-        pictures.captioned_grid(out / "samples.png", x[:36, 0], [data.KINDS[k] for k in kind[:36]], "samples, mode full")
+        names = [data.KINDS[k] for k in kind[:36]]
+        pictures.captioned_grid(out / "samples.png", x[:36, 0], names, "samples, mode full")
         result = {}
     else:
         result, fit, truth = metrics.crystal_report(x, *((kind, theta) if args.cfg else ()), seed=args.seed)
-        captions = [metrics.caption(*case) for case in zip(fit.kind[:36], fit.theta[:36], fit.aspect[:36], strict=True)]
+        found = zip(fit.kind[:36], fit.theta[:36], fit.aspect[:36], strict=True)
+        captions = [metrics.caption(*crystal) for crystal in found]
         tiles = x[:36, 0].numpy(), truth[:36, 0].numpy()
         pictures.captioned_grid(out / "samples.png", tiles, captions, "left: sample    right: nearest true crystal")
     return {"n": args.n, "seconds": seconds, "ms_per_image": 1000 * seconds / args.n} | result
@@ -502,7 +513,8 @@ def sample_points(eps, config, args, out, schedule):
     x, film = draw(eps, asked_for(args.n), (2,), args, schedule)
     seconds = clock()
     training.save_npz(out / "samples.npz", x=x.numpy())
-    images = list(reference.draw([(t, x_t.double().numpy()) for t, x_t, _ in film], gmm, f"learned score, {args.sampler}"))
+    snapshots = [(t, x_t.double().numpy()) for t, x_t, _ in film]
+    images = list(reference.draw(snapshots, gmm, f"learned score, {args.sampler}"))
     save_gif(images, out / "reverse_diffusion.gif")
     training.write_whole(out / "samples.png", pictures.png(images[-1]))
     result = reference.distances(x.double().numpy(), gmm, args.seed)
@@ -511,37 +523,46 @@ def sample_points(eps, config, args, out, schedule):
     return result | {"seconds": seconds}
 
 
-# --------------------------------------------------------------------------------------------------------- the command line
+# ----------------------------------------------------------------------------------------------------- the command line
 
 
 def make_parser():
     parser = argparse.ArgumentParser(prog="vp_sde.py", description=__doc__.split("\n\n")[0],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("model and data (a checkpoint knows its own)").add_argument
-    add("--data", choices=("crystals", "S", "circle"), default="crystals", help="images, or a 2-D mixture (default %(default)s)")
+    add("--data", choices=("crystals", "S", "circle"), default="crystals",
+        help="images, or a 2-D mixture (default %(default)s)")
     add("--data-path", metavar="FILE", help="train on a file made by data.py --build, instead of rendering on the fly")
-    add("--mode", choices=data.MODES, default="rot-only", help="what varies from crystal to crystal (default %(default)s)")
+    add("--mode", choices=data.MODES, default="rot-only",
+        help="what varies from crystal to crystal (default %(default)s)")
     add("--n-types", type=training.number(int, 1, 4), default=4, help="lattice types in the data (default %(default)s)")
-    add("--img-size", type=training.number(int, 16, 1024), default=64, help="pixels, a multiple of 16 (default %(default)s)")
+    add("--img-size", type=training.number(int, 16, 1024), default=64,
+        help="pixels, a multiple of 16 (default %(default)s)")
     rate = training.number(float, 0, 1000, open_low=True)
     add("--beta-min", type=rate, default=0.1, help="noise rate at t = 0 (default %(default)s)")
     add("--beta-max", type=rate, help="noise rate at t = 1 (default 30 for images, 20 for points)")
-    add("--p-uncond", type=training.number(float, 0, 1), default=0.1, help="share of training without condition (default %(default)s)")
-    add("--ema-decay", type=training.number(float, 0, 1, open_high=True), default=0.999, help="of the averaged weights (default %(default)s)")
+    add("--p-uncond", type=training.number(float, 0, 1), default=0.1,
+        help="share of training without condition (default %(default)s)")
+    add("--ema-decay", type=training.number(float, 0, 1, open_high=True), default=0.999,
+        help="of the averaged weights (default %(default)s)")
     add("--epochs", type=training.count, help="instead of --train-steps: passes over 50,000 crystals or the data file")
     add = parser.add_argument_group("sampling").add_argument
     add("--sampler", choices=tuple(SAMPLERS), default="sde",
-        help="sde: reverse SDE, Euler-Maruyama; ode: probability flow, Heun; dpmpp: DPM-Solver++(2M) (default %(default)s)")
-    add("--steps", type=training.count, default=300, help="network calls per sample; Heun makes twice as many (default %(default)s)")
-    add("--grid", choices=("uniform", "quadratic", "logsnr"), default="logsnr", help="spacing of the times (default %(default)s)")
+        help="sde: reverse SDE, Euler-Maruyama; ode: flow, Heun; dpmpp: DPM-Solver++(2M) (default %(default)s)")
+    add("--steps", type=training.count, default=300,
+        help="network calls per sample; Heun makes twice as many (default %(default)s)")
+    add("--grid", choices=("uniform", "quadratic", "logsnr"), default="logsnr",
+        help="spacing of the times (default %(default)s)")
     add("--cfg", type=training.number(float, 0), default=None,
-        help="guidance w in eps_u + w (eps_c - eps_u): 0 unconditional, 1 plain conditional, continuous between (default 1.5)")
+        help="guidance w in eps_u + w (eps_c - eps_u): 0 unconditional, 1 plain conditional, continuous (default 1.5)")
     add("--t-end", type=training.number(float, 0, 1, True, True), default=None,
         help="time of the last network call, which predicts x_0 (default 0.005 for images, 0.001 for points)")
     add("--n", "--n-samples", type=training.count, default=None, help="samples (default 36 images, 4096 points)")
     add("--sample-batch", type=training.count, default=36, help="images drawn at a time (default %(default)s)")
-    add("--use-ema", type=training.number(int, 0, 1), default=1, help="1: averaged weights; 0: those of the last step (default %(default)s)")
-    add("--kind", type=training.number(int, 0, 3), help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
+    add("--use-ema", type=training.number(int, 0, 1), default=1,
+        help="1: averaged weights; 0: those of the last step (default %(default)s)")
+    add("--kind", type=training.number(int, 0, 3),
+        help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
     add("--theta", type=training.number(float, 0, data.THETA_MAX), help="ask for one angle, radians in [0, 1.0471]")
     add("--oracle", action="store_true", help="the exact denoiser of rot-only crystals in place of the network")
     training.shared_flags(parser, train_steps=16000, batch_size=32, lr=2e-3)
@@ -555,7 +576,8 @@ def settle(args, given, config, checkpoint, parser):
             raise ValueError(f"the checkpoint does not say its {missing[0]}: it is damaged, or of another version")
         for key in MODEL_FLAGS:
             if key in given and getattr(args, key) != config[key]:
-                raise ValueError(f"--{key.replace('_', '-')} {getattr(args, key)} contradicts the checkpoint, which has {config[key]}")
+                flag = f"--{key.replace('_', '-')} {getattr(args, key)}"
+                raise ValueError(f"{flag} contradicts the checkpoint, which has {config[key]}")
             setattr(args, key, config[key])
     points = args.data != "crystals"
     args.beta_max = (20.0 if points else 30.0) if args.beta_max is None else args.beta_max
@@ -570,12 +592,12 @@ def settle(args, given, config, checkpoint, parser):
         raise ValueError(f"--beta-max {args.beta_max} is below --beta-min {args.beta_min}")
     if args.img_size % 16:
         raise ValueError(f"--img-size must be a multiple of 16, not {args.img_size}")
-    crystal_only = ("cfg", 1), ("kind", None), ("theta", None), ("oracle", False), ("mode", "rot-only"), ("data_path", None)
-    if points and any(key in given and getattr(args, key) != neutral for key, neutral in crystal_only):
+    neutral = dict(cfg=1, kind=None, theta=None, oracle=False, mode="rot-only", data_path=None)
+    if points and any(key in given and getattr(args, key) != value for key, value in neutral.items()):
         raise ValueError("--cfg, --kind, --theta, --oracle, --mode and --data-path are for crystals, not for points")
     args.cfg = (1.0 if points or args.oracle else 1.5) if args.cfg is None else args.cfg
     if args.oracle and (args.cfg != 1 or args.mode != "rot-only" or args.train or args.ckpt):
-        raise ValueError("--oracle is the exact *conditional* denoiser of rot-only crystals: it takes --cfg 1 and no training")
+        raise ValueError("--oracle is the exact *conditional* denoiser of rot-only crystals: --cfg 1, and no training")
     if args.train and args.ckpt:
         raise ValueError("--train starts from nothing: leave --ckpt out, or go on with a run by --resume --out DIR")
     if args.kind is not None and args.kind >= args.n_types:

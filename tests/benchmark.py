@@ -112,7 +112,8 @@ def main(argv=None):
         gif = Path(out, "g.gif")
         film = median(lambda: vp_sde.save_gif([pictures.grid_image(f, 6) for f in frames], gif), args.repeats)
         line("reverse_diffusion.gif, 34 frames", film, "s", "pictures.grid_image, make_gif.save_gif")
-    imports = median(lambda: subprocess.run([sys.executable, "-c", "import vp_sde"], cwd=ROOT, check=True), args.repeats)
+    imported = [sys.executable, "-c", "import vp_sde"]
+    imports = median(lambda: subprocess.run(imported, cwd=ROOT, check=True), args.repeats)
     line("imports", imports, "s", 'python -c "import vp_sde"')
 
     # ------------------------------------------------------------------------------------------------------- whole jobs

@@ -420,10 +420,13 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_file(tmp_path, capsys, qu
         calls.append(1)
         return plain(*args) * (float("nan") if len(calls) == 4 else 1)
 
+    steps, plain_step = [], torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: steps.append(1) or plain_step(self))
     monkeypatch.setattr(vp_sde, "loss_of", loss_of)
     assert run(*TINY, "--out", tmp_path) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "nan at step 4" in error and "last.pt" in error
+    assert len(calls) == 4 and len(steps) == 3  # it never touched the weights
     good = training.load_checkpoint(tmp_path, "vp_sde")
     assert good["step"] == 2 and all(bool(w.isfinite().all()) for w in good["model"].values())
 
