@@ -475,7 +475,7 @@ def make_parser():
         help="learn posterior means, or posterior draws (default %(default)s)")
     add("--latent-cache", metavar="FILE",
         help="where the encoded latents are kept (default: latents.pt in the output folder)")
-    add("--n-latents", type=training.count, default=50_000,
+    add("--n-latents", type=training.count, default=20_000,
         help="crystals encoded where the VAE rendered its own (default %(default)s)")
     add("--p-uncond", type=training.number(float, 0, 1), default=0.1,
         help="share of training without condition (default %(default)s)")
@@ -494,7 +494,7 @@ def make_parser():
     add("--kind", type=training.number(int, 0, 3),
         help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
     add("--theta", type=training.number(float, 0, data.THETA_MAX), help="ask for one angle, radians in [0, 1.0471]")
-    training.shared_flags(parser, train_steps=3000, batch_size=512, lr=1e-3)
+    training.shared_flags(parser, train_steps=2500, batch_size=256, lr=1e-3)
     return parser
 
 
