@@ -493,6 +493,17 @@ def test_a_longer_run_goes_on_from_a_finished_one(trained, tmp_path, capsys, qui
     assert (stored["train_steps"], stored["save_every"], stored["batch_size"], stored["img_size"]) == (8, 5, 2, 16)
 
 
+def test_epochs_are_passes_over_the_file_and_a_longer_run_stays_longer(tmp_path, capsys, quick):
+    data.build(8, tmp_path / "built.pt", n_types=1, img_size=16)
+    start = [flag for flag in TINY if "train-steps" not in flag] + ["--data-path", tmp_path / "built.pt", "--epochs=1"]
+    assert run(*start, "--n-types=1", "--out", tmp_path / "out") == 0
+    assert state(tmp_path / "out")[0] == 4  # 8 crystals, 2 a step
+    for more in (["--train-steps=5"], []):
+        assert run("--resume", "--out", tmp_path / "out", *more) == 0
+        assert training.load_checkpoint(tmp_path / "out", "vp_sde")["config"]["train_steps"] == 5
+        assert json.loads((tmp_path / "out" / "config.json").read_text())["train_steps"] == 5
+
+
 # ---------------------------------------------------------------------------------------------------------- the command
 
 
