@@ -64,10 +64,13 @@ def same(a, b):
 
 @pytest.fixture(scope="module", autouse=True)
 def small_network():
-    """The network of this file's trainings: the same, with fewer channels."""
+    """The network of this file's trainings: the same, with fewer channels, too small to be worth a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vp_sde, "UNet", partial(UNet, widths=(16, 16, 16), d_emb=64))
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
