@@ -133,6 +133,16 @@ def test_ddim_with_eta_one_is_ddpm():
     torch.testing.assert_close(got, z, atol=1e-9, rtol=0)
 
 
+def test_noise_grows_linearly_with_eta():
+    """The std of a step is eta sqrt((1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s))."""
+    schedule, z, one = lp.DDPM(40, 1e-3, 0.2), normals(5, 3), torch.ones(5, 3).double()
+    eps, (a, b) = gaussian_eps(schedule, MEAN, COV), (schedule.alpha_sigma(t) for t in (30, 20))
+    for eta in (0.3, 0.7, 1.0):
+        ends = [list(lp.ddim(eps, z, [30, 20], schedule, eta, [n, one]))[1][1] for n in (0 * one, one)]
+        expected = eta * math.sqrt((b[1] / a[1]) ** 2 * (1 - (a[0] / b[0]) ** 2))
+        torch.testing.assert_close(ends[1] - ends[0], expected * one)
+
+
 @pytest.mark.parametrize("eta, steps, tolerance", [(0.0, 400, 0.04), (0.5, 400, 0.04), (1.0, 1000, 0.04)])
 def test_exact_eps_of_a_gaussian_latent_recovers_mean_and_covariance(eta, steps, tolerance):
     schedule, n = lp.DDPM(), 20_000
