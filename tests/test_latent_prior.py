@@ -305,6 +305,9 @@ def test_a_run_writes_what_it_says(run):
     samples = np.load(run / "samples.npz")
     error = metrics.crystal_error(torch.from_numpy(samples["x"]), samples["kind"], samples["theta"]).error.mean().item()
     assert numbers["diffusion"]["crystal_error_mean"] == pytest.approx(error, abs=1e-6) and samples["z"].shape == (4, 8)
+    mu, weights = torch.load(run / "latents.pt")["latents"]["mu"], training.load_checkpoint(run)["ema"]
+    torch.testing.assert_close(weights["mean"], mu.mean(0))
+    torch.testing.assert_close(weights["std"], mu.std(0))
     assert len(json.loads((run / "log.jsonl").read_text().splitlines()[-1])["bins"]) == 8
 
 
