@@ -1,7 +1,7 @@
 """A prior for the VAE's latent: DDPM in 32 dimensions, asked for a type and an angle, decoded by the VAE.
 
     z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps,      abar_t = product of (1 - beta_i) over i <= t,   t = 1 .. T
-    loss = |eps - eps_theta(z_t, t, c)|^2,              z_0 the standardised latent of a training crystal
+    loss = |eps - eps_theta(z_t, t, c)|^2 / abar_t,     z_0 the standardised latent of a training crystal
     DDIM: z_s = sqrt(abar_s) z0_hat + sqrt(1 - abar_s - v) eps_hat + sqrt(v) noise
           v = eta^2 (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s);   eta = 1 over all t is DDPM's own sampler
 
@@ -137,15 +137,16 @@ class Prior(nn.Module):
         return z * self.std + self.mean
 
     def forward(self, z, t, condition):
-        """z: [N, z_dim]; t: int64 [N] in 1 .. T."""
-        log_snr, alpha, sigma = self.log_snr[t], self.alpha[t, None], self.sigma[t, None]
-        angle = log_snr[:, None] / 2 * torch.logspace(-1, 1, self.t_emb_dim // 2, device=z.device)
+        """eps_theta.  z: [N, z_dim]; t: int64 [N] in 1 .. T."""
+        return self.sigma[t, None] * z + self.alpha[t, None] * self.v(z, t, condition)
+
+    def v(self, z, t, condition):
+        angle = self.log_snr[t, None] / 2 * torch.logspace(-1, 1, self.t_emb_dim // 2, device=z.device)
         emb = self.embed(torch.cat([angle.sin(), angle.cos(), condition.features()], 1))
         h = self.stem(z)
         for block in self.blocks:
             h = block(h, emb)
-        v = self.out(F.silu(self.norm(h))).float()
-        return sigma * z + alpha * v
+        return self.out(F.silu(self.norm(h))).float()
 
 
 def build(config):
@@ -291,9 +292,13 @@ def training_batch(config, step, latents, n):
 
 
 def loss_of(net, z0, condition, t, eps):
-    """|eps - eps_theta(z_t, t, c)|^2 per latent, for standardised z_0: [N]."""
-    z_t = net.alpha[t, None] * z0 + net.sigma[t, None] * eps
-    return (net(z_t, t, condition) - eps).square().mean(1)
+    """|eps - eps_theta|^2 / abar_t per latent, which is |v - v_theta|^2, for standardised z_0: [N].
+
+    The minimiser is that of the DDPM objective at every t.  Unweighted, a wrong type at abar = 1e-3 would cost a
+    thousandth of what it costs near the data, and be learned last: but that is where few-step sampling decides it.
+    """
+    alpha, sigma = net.alpha[t, None], net.sigma[t, None]
+    return (net.v(alpha * z0 + sigma * eps, t, condition) - (alpha * eps - sigma * z0)).square().mean(1)
 
 
 def update_ema(ema, net, decay, step):
@@ -373,7 +378,7 @@ def loss_curve(path, lines):
     left.set(xlabel="step", title="training loss, mean since the last point")
     for i, name in enumerate(lines[-1]["bins"]):
         right.semilogy(step, [line["bins"][name] for line in lines], color=pictures.plt.cm.viridis(i / 8), label=name)
-    right.set(xlabel="step", title="by t / T (the best possible is above 0: the aspect is not told)")
+    right.set(xlabel="step", title="by t / T; above 0 at its best: no aspect is told")
     right.legend(fontsize=7, ncols=2)
     pictures.save_figure(path, figure)
 
