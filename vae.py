@@ -526,7 +526,7 @@ def make_parser():
     add("--kind", type=training.number(int, 0, 3),
         help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
     add("--theta", type=training.number(float, 0, data.THETA_MAX), help="ask for one angle, radians in [0, 1.0471]")
-    training.shared_flags(parser, train_steps=4500, batch_size=32, lr=2e-3)
+    training.shared_flags(parser, train_steps=8000, batch_size=32, lr=2e-3)
     return parser
 
 
