@@ -83,7 +83,7 @@ def follows(sampler, grid, steps=60, t_end=0.001):
 def guidance(w):
     """From the whole letter towards its upper half."""
     whole, x = reference.mixture("S"), np.random.default_rng(0).standard_normal((200, 2))
-    half, condition = whole.given(np.arange(24)), vp_sde.asked_for(len(x))
+    half, condition = whole.given(np.arange(24)), data.asked_for(len(x))
 
     def eps(x, t, condition):
         e_u, e_c = (torch.from_numpy(gmm.eps(x.numpy(), t)) for gmm in (whole, half))
@@ -178,10 +178,10 @@ def errors_in_time(model, per_bin=4):
     """Score error, loss and best possible loss of every fresh sample, by bin of t: [bins, 3, N]."""
     g, rng, bins = training.generator(0, 4), np.random.default_rng(0), []
     if model.name == "crystals":
-        condition, size = vp_sde.asked_for(36), model.config["img_size"]
+        condition, size = data.asked_for(36), model.config["img_size"]
         x0 = 2 * data.render(condition.kind, condition.cont[:, 1], rng.uniform(*data.ASPECT, 36), img_size=size) - 1
     else:
-        condition, x0 = vp_sde.asked_for(POINTS), torch.from_numpy(vp_sde.load_source(model.config).sample(POINTS, rng))
+        condition, x0 = data.asked_for(POINTS), torch.from_numpy(vp_sde.load_source(model.config).sample(POINTS, rng))
     for low, high in pairwise(EDGES[family(model)]):
         total = 0
         for t in (low + (high - low) * (np.arange(per_bin) + 0.5) / per_bin).tolist():
@@ -207,7 +207,7 @@ def in_bin(model, what, i, group=""):
 @cache
 def cloud(model, which, seed):
     """The way [(t, x [POINTS, 2])] of the reverse SDE in a few moments, the last of which are the samples."""
-    times, run = journey(model, which, "sde", STEPS, vp_sde.asked_for(POINTS), range(POINTS), (2,), 0.001, seed)
+    times, run = journey(model, which, "sde", STEPS, data.asked_for(POINTS), range(POINTS), (2,), 0.001, seed)
     shown = vp_sde.moments(times, model.schedule)
     return [(t, x.double().numpy()) for i, (t, x, _) in enumerate(run) if i in shown]
 
@@ -261,7 +261,7 @@ CALLS = {"sde": (5, 10, 20, 50, 100, 300), "ode": (5, 9, 19, 49), "dpmpp": (5, 1
 @cache
 def crystal_errors(model, which, sampler, calls, tiles=TILES):
     """Crystal error [len(tiles)] of samples of these default conditions, CFG 1, log-SNR grid, t_end 0.005."""
-    shape, condition = (1, *[model.config["img_size"]] * 2), vp_sde.asked_for(36).map(lambda c: c[list(tiles)])
+    shape, condition = (1, *[model.config["img_size"]] * 2), data.asked_for(36).map(lambda c: c[list(tiles)])
     steps = (calls + 1) // 2 if sampler == "ode" else calls  # Heun calls twice a step, and once at the end
     *_, (_, x, _) = journey(model, which, sampler, steps, condition, tiles, shape, 0.005, 0)[1]
     return metrics.crystal_error(vp_sde.unit(x).double(), condition.kind, condition.cont[:, 1]).error.numpy()

@@ -26,9 +26,11 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 KINDS = ("square", "rectangular", "triangular", "honeycomb")
@@ -169,6 +171,45 @@ def crystal_batch(start: int, n: int, seed: int = 0, mode: str = "rot-only", n_t
     x_u8 = to_u8(render(**labels, img_size=img_size, device=device))
     y_cont = torch.stack([labels.get("spacing", torch.zeros(n)), labels["theta"], vacancy, jitter], 1)
     return x_u8, labels["kind"].to(device), y_cont.to(device, torch.float32)
+
+
+class Condition(NamedTuple):
+    """What each of N crystals is asked to be."""
+
+    kind: torch.Tensor  # lattice type: int64 [N]
+    cont: torch.Tensor  # [a, theta, vacancy, jitter], zeros where the mode does not vary it: float32 [N, 4]
+    known: torch.Tensor  # False: the network is told nothing (dropout, the unconditional half of guidance): bool [N]
+
+    def map(self, f):
+        return Condition(*map(f, self))
+
+    def dropped(self):
+        return self._replace(known=torch.zeros_like(self.known))
+
+    def features(self):
+        """Type one-hot, the labels, the angle's first harmonics, and whether any of it is known: float32 [N, 25]."""
+        keep, theta = self.known.float()[:, None], self.cont[:, 1]
+        harmonics = theta[:, None] * torch.arange(1, 9, device=theta.device)
+        scaled = self.cont * self.cont.new_tensor([0.1, 1, 4, 1])
+        told = torch.cat([F.one_hot(self.kind, 4), scaled, harmonics.sin(), harmonics.cos()], 1)
+        return torch.cat([told * keep, 1 - keep], 1)
+
+
+def told(kind, cont) -> Condition:
+    """The Condition of crystals whose labels are known."""
+    return Condition(kind, cont, torch.ones(len(kind), dtype=torch.bool, device=kind.device))
+
+
+def asked_for(n, kind=None, theta=None, mode="rot-only", n_types=4) -> Condition:
+    """The default conditions: crystal i of type i mod n_types, angle (i mod 36)/35 pi/3.  kind and theta ask for one.
+
+    In mode full: of spacing 10 px, with no vacancies and no jitter.  In mode simple no crystal is turned.
+    """
+    i, cont = torch.arange(n), torch.zeros(n, 4)
+    cont[:, 0] = SPACING * (mode == "full")
+    if mode != "simple":
+        cont[:, 1] = (i % 36) / 35 * THETA_MAX if theta is None else theta
+    return told(i % n_types if kind is None else torch.full((n,), kind), cont)
 
 
 def to_u8(x: torch.Tensor) -> torch.Tensor:

@@ -75,7 +75,7 @@ def sweep(args, out, frames=36):
     """One noise a lattice type: what changes from frame to frame is the angle alone."""
     model = audit.load(args.ckpt)
     kind, turn = torch.arange(4 * frames) % 4, torch.arange(4 * frames) // 4
-    condition = vp_sde.asked_for(4 * frames)._replace(kind=kind)
+    condition = data.asked_for(4 * frames)._replace(kind=kind)
     condition.cont[:, 1] = turn / (frames - 1) * data.THETA_MAX
     shape = (1, *[model.config["img_size"]] * 2)
     sampling = settings(sampler="dpmpp", steps=10)
@@ -87,7 +87,7 @@ def sweep(args, out, frames=36):
 def strip(args, out, kind=1, theta=0.3, aspect=1.2, columns=9):
     """One column a time: what was dissolved to t stands above what came back to t.  No condition tells the aspect."""
     model = audit.load(args.ckpt)
-    condition, size = vp_sde.asked_for(1, kind, theta), model.config["img_size"]
+    condition, size = data.asked_for(1, kind, theta), model.config["img_size"]
     sampling = settings(sampler="sde", steps=300, cfg=1.0)
     _, film = vp_sde.draw(model.learned, condition, (1, size, size), sampling, model.schedule)
     film = [film[i] for i in sorted(pictures.evenly(film, columns))][::-1]  # t rises from left to right

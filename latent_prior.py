@@ -174,7 +174,7 @@ def guided(eps, condition, w):
         return lambda z, t: eps(z, t, condition)
     if w == 0:
         return lambda z, t: eps(z, t, condition.dropped())
-    both = vae.Condition(*map(torch.cat, zip(condition.dropped(), condition, strict=True)))
+    both = data.Condition(*map(torch.cat, zip(condition.dropped(), condition, strict=True)))
 
     def eps_w(z, t):
         eps_u, eps_c = eps(torch.cat([z, z]), t, both).chunk(2)
@@ -249,7 +249,7 @@ def encode_all(net, vae_config, n, device, precision, batch=250):
             x_u8, kind, cont = data.crystal_batch(i, m, *of)
         else:
             x_u8, kind, cont = (source[key][i : i + m] for key in ("x_u8", "y_cat", "y_cont"))
-        condition = vae.Condition(kind, cont, torch.ones(m, dtype=torch.bool))
+        condition = data.told(kind, cont)
         with training.autocast(device, precision):
             mu, log_var = net.encode(x_u8.to(device).float() / 255, condition.map(lambda c: c.to(device)))
         parts.append((mu.cpu(), log_var.cpu(), kind, cont))
@@ -288,7 +288,7 @@ def training_batch(config, step, latents, n):
     z = latents["mu"][rows]
     if config["z_target"] == "sample":
         z = vae.reparameterise(z, latents["log_var"][rows], torch.randn(z.shape, generator=g))
-    return z, vae.Condition(latents["kind"][rows], latents["cont"][rows], torch.ones(n, dtype=torch.bool))
+    return z, data.told(latents["kind"][rows], latents["cont"][rows])
 
 
 def loss_of(net, z0, condition, t, eps):
@@ -315,19 +315,11 @@ def train(config, out, device, latents, checkpoint=None):
     spread = latents["log_var"].exp().mean(0) if config["z_target"] == "sample" else 0.0
     net.mean.copy_(latents["mu"].mean(0))
     net.std.copy_((latents["mu"].var(0) + spread).sqrt().clamp_min(1e-4))
-    ema, start = training.start_ema(net), 0
+    ema = training.start_ema(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    if checkpoint:
-        start = checkpoint["step"]
-        training.load_weights(net, checkpoint["model"], out / "last.pt")
-        training.load_weights(ema, checkpoint["ema"], out / "last.pt")
-        optimizer.load_state_dict(checkpoint["optimizer"])
+    start = training.restore(checkpoint, net, ema, optimizer, out)
     log, clock, edges = training.Log(out / "log.jsonl", start), training.stopwatch(), 8
     every, since, total, bins = min(250, config["save_every"]), start, 0.0, torch.zeros(2, edges)
-
-    def save(step):
-        parts = dict(model=net.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict())
-        training.save_checkpoint(out / "last.pt", dict(script="latent_prior", config=config, step=step, **parts))
 
     with training.finish_the_step() as stop:
         for step in (bar := training.steps(start, config["train_steps"])):
@@ -361,7 +353,7 @@ def train(config, out, device, latents, checkpoint=None):
                 bar.set_postfix(loss=f"{total / (done - since):.5f}")
                 total, since, bins = 0.0, done, torch.zeros(2, edges)
             if done % config["save_every"] == 0 or done == config["train_steps"] or stop:
-                save(done)
+                training.save_run(out, "latent_prior", config, done, net, ema, optimizer)
                 loss_curve(out / "loss.png", log.lines)
             if stop:
                 raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
@@ -415,7 +407,8 @@ def draw(net, condition, args, device, keys=None):
 def sample(net, vae_net, vae_config, args, out, device):
     """The decoded grid, the film, three priors compared on the same conditions, samples.npz, and the numbers."""
     clock, of = training.stopwatch(), vae_config | {"precision": args.precision}
-    asked, source = vae.asked_for(args.n, vae_config, args.kind, args.theta), vae.load_source(vae_config)
+    asked = data.asked_for(args.n, args.kind, args.theta, vae_config["mode"], vae_config["n_types"])
+    source = vae.load_source(vae_config)
     seconds = training.stopwatch()
     z, film = draw(net, asked, args, device)
     x = {"diffusion": vae.decode(vae_net, z, asked, device, args.precision)}
@@ -484,9 +477,6 @@ def make_parser():
         help="crystals encoded where the VAE rendered its own (default %(default)s)")
     add("--p-uncond", type=training.number(float, 0, 1), default=0.1,
         help="share of training without condition (default %(default)s)")
-    add("--ema-decay", type=training.number(float, 0, 1, open_high=True), default=0.999,
-        help="of the averaged weights (default %(default)s)")
-    add("--epochs", type=training.count, help="instead of --train-steps: passes over the encoded crystals")
     add = parser.add_argument_group("sampling").add_argument
     add("--steps", type=training.count, default=50, help="network calls per sample, at most T (default %(default)s)")
     add("--eta", type=training.number(float, 0, 1), default=0.0,
@@ -494,8 +484,6 @@ def make_parser():
     add("--cfg", type=training.number(float, 0), default=1.0,
         help="w in eps_u + w (eps_c - eps_u): 0 unconditional, 1 conditional, continuous between (default %(default)s)")
     add("--n", "--n-samples", type=training.count, default=36, help="samples of each prior (default %(default)s)")
-    add("--use-ema", type=training.number(int, 0, 1), default=1,
-        help="1: averaged weights; 0: those of the last step (default %(default)s)")
     add("--kind", type=training.number(int, 0, 3),
         help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
     add("--theta", type=training.number(float, 0, data.THETA_MAX), help="ask for one angle, radians in [0, 1.0471]")
@@ -503,11 +491,11 @@ def make_parser():
     return parser
 
 
-def settle(args, given, config, checkpoint):
+def settle(args, given, checkpoint):
     """Refuse what does not go together.  Says nothing about the VAE, which is not loaded yet."""
     if checkpoint:
-        vae.take_model_flags(args, given, config, (*MODEL_FLAGS, "z_dim", "vae_fingerprint"))
-        args.vae = args.vae if "vae" in given else config.get("vae", args.vae)
+        training.take_model_flags(args, given, checkpoint, (*MODEL_FLAGS, "z_dim", "vae_fingerprint"))
+        args.vae = args.vae if "vae" in given else checkpoint["config"].get("vae", args.vae)
     if args.steps > args.T:
         raise ValueError(f"--steps {args.steps} is more than the chain has: T is {args.T}")
     if args.beta_end < args.beta_start:
@@ -533,26 +521,15 @@ def main(argv=None):
     parser = make_parser()
     with training.one_line_errors(parser):
         args, given = training.parse(parser, argv)
-        checkpoint = path = None
-        if args.resume:
-            checkpoint = training.load_run(args.out, "latent_prior")
-            training.resume_settings(args, given, checkpoint["config"])
-        elif not args.train:
-            path = args.ckpt or vae.shipped("latent_prior.pt")
-            checkpoint = training.load_checkpoint(path, "latent_prior")
-        settle(args, given, checkpoint["config"] if checkpoint else {}, checkpoint)
+        checkpoint = training.open_checkpoint(args, given, "latent_prior", "latent_prior.pt")
+        settle(args, given, checkpoint)
         device = training.pick_device(args.device)
         args.precision = training.pick_precision(args.precision, device)
         vae_net, vae_config, found = load_vae(args.vae, device)
         settle_vae(args, vae_config, found)
-        if args.epochs and args.train and "train_steps" not in given:
-            args.train_steps = max(1, args.epochs * args.n_latents // args.batch_size)
+        training.settle_epochs(args, given, args.n_latents)
         config = vars(args)
-        if not args.train:
-            weights = "ema" if args.use_ema else "model"
-            if weights not in checkpoint:
-                raise ValueError(f"{path} ships only averaged weights: leave --use-ema at 1")
-            net = training.load_weights(build(config), checkpoint[weights], path).to(device).eval()
+        net = None if args.train else training.load_net(build(config), checkpoint, args, device)
         which = "uncond" if vae_config["uncond"] else "cond"
         out = training.run_folder(args, "latent_prior", f"{which}_ddim_seed{args.seed}")
         print(f"device {device}, {args.precision}; output in {out}")
@@ -565,9 +542,7 @@ def main(argv=None):
             latents = cached_latents(
                 cache, lambda: encode_all(vae_net, vae_config, args.n_latents, device, args.precision), label)
             net = train(config, out, device, latents, checkpoint)
-        training.save_json(out / "metrics.json", sample(net, vae_net, vae_config, args, out, device))
-        training.save_json(out / "config.json", config)  # only now: a run that fails leaves the folder as it was
-        print("wrote " + ", ".join(sorted(p.name for p in out.iterdir())) + f" in {out}")
+        training.close_run(out, config, sample(net, vae_net, vae_config, args, out, device))
 
 
 if __name__ == "__main__":

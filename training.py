@@ -26,7 +26,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import data
 from make_gif import write_whole
+
+TRAINING_SET = 50_000  # crystals in an epoch, when they are rendered on the fly
 
 # ---------------------------------------------------------------------------------------------------------------- flags
 
@@ -74,7 +77,26 @@ def shared_flags(parser, train_steps, batch_size, lr):
     add("--train-steps", type=count, default=train_steps, help="optimizer steps (default %(default)s)")
     add("--batch-size", type=count, default=batch_size, help="images a step (default %(default)s)")
     add("--lr", type=positive, default=lr, help="learning rate after the warm-up (default %(default)s)")
+    add("--epochs", type=count,
+        help="instead of --train-steps: passes over the data, 50,000 crystals where they are rendered on the fly")
     add("--save-every", type=count, default=1000, metavar="STEPS", help="checkpoint interval (default %(default)s)")
+    add("--ema-decay", type=number(float, 0, 1, open_high=True), default=0.999,
+        help="of the averaged weights (default %(default)s)")
+    add("--use-ema", type=number(int, 0, 1), default=1,
+        help="1: sample with averaged weights; 0: with those of the last step (default %(default)s)")
+
+
+def crystal_flags(parser):
+    """The flags that say which crystals a model learns, and which are asked of it."""
+    add = parser.add_argument_group("crystals (a checkpoint knows its own)").add_argument
+    add("--data-path", metavar="FILE", help="train on a file made by data.py --build, instead of rendering on the fly")
+    add("--mode", choices=data.MODES, default="rot-only",
+        help="what varies from crystal to crystal (default %(default)s)")
+    add("--n-types", type=number(int, 1, 4), default=4, help="lattice types in the data (default %(default)s)")
+    add("--img-size", type=number(int, 16, 1024), default=64, help="pixels, a multiple of 16 (default %(default)s)")
+    add("--kind", type=number(int, 0, 3),
+        help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
+    add("--theta", type=number(float, 0, data.THETA_MAX), help="ask for one angle, radians in [0, 1.0471]")
 
 
 def parse(parser, argv):
@@ -103,6 +125,27 @@ def parse(parser, argv):
                 words.append("--" + key.replace("_", "-") + ("" if value is True else f"={value}"))
         given = given_in(words) | given
     return argparse.Namespace(**(defaults | given)), set(given)
+
+
+def settle_crystals(args, given):
+    """Refuse crystal flags that do not go together, and turn --epochs into --train-steps."""
+    if args.img_size % 16:
+        raise ValueError(f"--img-size must be a multiple of 16, not {args.img_size}")
+    if args.kind is not None and args.kind >= args.n_types:
+        raise ValueError(f"--kind {args.kind}: the model knows types 0 to {args.n_types - 1} only")
+    if args.mode == "simple" and args.theta:
+        raise ValueError("--theta: crystals of mode simple are not turned")
+    rows = TRAINING_SET
+    if args.data_path and args.train:
+        rows, _, size, _ = data.load_built(args.data_path)["x_u8"].shape
+        if size != args.img_size:
+            raise ValueError(f"{args.data_path} holds images of {size} pixels: say --img-size {size}")
+    settle_epochs(args, given, rows)
+
+
+def settle_epochs(args, given, rows):
+    if args.epochs and "train_steps" not in given and not args.resume:
+        args.train_steps = max(1, args.epochs * rows // args.batch_size)
 
 
 def read_config(path) -> dict:
@@ -180,6 +223,8 @@ def noise_of(generators, shape, device="cpu"):
 
 # ---------------------------------------------------------------------------------------------------- files and folders
 
+SHIPPED = Path(__file__).parent / "assets" / "checkpoints"
+
 
 def run_folder(args, script: str, name: str) -> Path:
     """Create the folder of a run before any work is done.  ValueError where it cannot, or would harm a training."""
@@ -193,6 +238,13 @@ def run_folder(args, script: str, name: str) -> Path:
     except OSError as error:
         raise ValueError(f"cannot write into the folder {out} ({error.strerror}): name another with --out") from None
     return out
+
+
+def close_run(out, config, result):
+    """The last files of a run.  config.json only now: a run that fails leaves the folder as it was."""
+    save_json(out / "metrics.json", result)
+    save_json(out / "config.json", config)
+    print("wrote " + ", ".join(sorted(p.name for p in out.iterdir())) + f" in {out}")
 
 
 def save_json(path, value):
@@ -233,6 +285,42 @@ def load_checkpoint(path, script=None) -> dict:
     if made_by != (script or made_by):
         raise ValueError(f"{path} was made by {made_by}.py, not by {script}.py")
     return checkpoint
+
+
+def open_checkpoint(args, given, script: str, shipped: str):
+    """What this command starts from: the run that --resume goes on with, None for --train, else --ckpt or what ships.
+
+    Gives args the settings of a resumed run.  Raises ValueError as the loaders do.
+    """
+    if args.resume:
+        checkpoint = load_run(args.out, script)
+        resume_settings(args, given, checkpoint["config"])
+        return checkpoint
+    if args.train:
+        if args.ckpt:
+            raise ValueError("--train starts from nothing: leave --ckpt out, or go on with --resume --out DIR")
+        return None
+    return load_checkpoint(args.ckpt or SHIPPED / shipped, script)
+
+
+def take_model_flags(args, given, checkpoint, keys):
+    """The model is what its checkpoint says.  Raises ValueError for a flag that contradicts it."""
+    config = checkpoint["config"]
+    if missing := [key for key in keys if key not in config]:
+        raise ValueError(f"the checkpoint does not say its {missing[0]}: it is damaged, or of another version")
+    for key in keys:
+        if key in given and getattr(args, key) != config[key]:
+            flag = f"--{key.replace('_', '-')} {getattr(args, key)}"
+            raise ValueError(f"{flag} contradicts the checkpoint, which has {config[key]}")
+        setattr(args, key, config[key])
+
+
+def load_net(net, checkpoint, args, device):
+    """The network of a checkpoint, with averaged weights or those of the last step, ready to draw from."""
+    path, weights = args.ckpt or "the checkpoint that ships", "ema" if args.use_ema else "model"
+    if weights not in checkpoint:
+        raise ValueError(f"{path} ships only averaged weights: leave --use-ema at 1")
+    return load_weights(net, checkpoint[weights], path).to(device).eval()
 
 
 def load_run(out, script: str) -> dict:
@@ -279,9 +367,39 @@ def learning_rate(step, total, peak, warmup=200, cooldown=0.4):
     return peak * min(1.0, (step + 1) / warmup, max((total - step) / (cooldown * total), 1e-3))
 
 
+def crystal_batch(config, step, source, n, held_out=False):
+    """Crystals of training step `step`, a function of (seed, step): x_u8 uint8 [n, 1, H, W] and their Condition.
+
+    source: a built file, from which rows are drawn; None, or held out: they are rendered on the fly.
+    """
+    seed = config["seed"]
+    if source is not None and not held_out:
+        rows = torch.randint(len(source["x_u8"]), (n,), generator=generator(seed, step, 1))
+        x_u8, kind, cont = (source[key][rows] for key in ("x_u8", "y_cat", "y_cont"))
+    else:
+        x_u8, kind, cont = data.crystal_batch(step * n, n, seed, config["mode"], config["n_types"], config["img_size"],
+                                              stream=int(held_out))
+    return x_u8, data.told(kind, cont)
+
+
 def start_ema(net):
     ema = copy.deepcopy(net).eval()
     return ema.requires_grad_(False)
+
+
+def restore(checkpoint, net, ema, optimizer, out) -> int:
+    """Put a run's checkpoint back (None: nothing) and return the step it had reached."""
+    if checkpoint is None:
+        return 0
+    load_weights(net, checkpoint["model"], out / "last.pt")
+    load_weights(ema, checkpoint["ema"], out / "last.pt")
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    return checkpoint["step"]
+
+
+def save_run(out, script, config, step, net, ema, optimizer):
+    parts = dict(model=net.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict())
+    save_checkpoint(out / "last.pt", dict(script=script, config=config, step=step, **parts))
 
 
 class Log:

@@ -27,8 +27,6 @@ VAE: Kingma and Welling 2014 (arXiv 1312.6114).  Free bits: Kingma et al. 2016 (
 
 import argparse
 import math
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,32 +38,9 @@ import pictures
 import training
 
 MODEL_FLAGS = ("mode", "img_size", "n_types", "uncond", "z_dim", "beta")  # the checkpoint knows these
-TRAINING_SET = 50_000  # crystals that MoP chooses from, when training renders them on the fly
 EXAM, HELD_OUT, PROBED = 256, 512, 2048  # held-out crystals: while training, for the report, for what a latent knows
 
 # ---------------------------------------------------------------------------------------------------------- the network
-
-
-class Condition(NamedTuple):
-    """What each of N samples is asked to be."""
-
-    kind: torch.Tensor  # lattice type: int64 [N]
-    cont: torch.Tensor  # [a, theta, vacancy, jitter], zeros where the mode does not vary it: float32 [N, 4]
-    known: torch.Tensor  # False: the network is told nothing: bool [N]
-
-    def map(self, f):
-        return Condition(*map(f, self))
-
-    def dropped(self):
-        return self._replace(known=torch.zeros_like(self.known))
-
-    def features(self):
-        """Type one-hot, angle with its first harmonics, and whether any of it is known: [N, 25]."""
-        keep, theta = self.known.float()[:, None], self.cont[:, 1]
-        harmonics = theta[:, None] * torch.arange(1, 9, device=theta.device)
-        cont = self.cont * self.cont.new_tensor([0.1, 1, 4, 1])
-        told = torch.cat([F.one_hot(self.kind, 4), cont, harmonics.sin(), harmonics.cos()], 1)
-        return torch.cat([told * keep, 1 - keep], 1)
 
 
 def channels_last(h):
@@ -214,14 +189,8 @@ def load_source(config):
 
 def training_batch(config, step, source, n, held_out=False):
     """x in [0, 1] and condition of training step `step`, a function of (seed, step)."""
-    seed = config["seed"]
-    if source is not None and not held_out:
-        rows = torch.randint(len(source["x_u8"]), (n,), generator=training.generator(seed, step, 1))
-        x_u8, kind, cont = (source[key][rows] for key in ("x_u8", "y_cat", "y_cont"))
-    else:
-        x_u8, kind, cont = data.crystal_batch(step * n, n, seed, config["mode"], config["n_types"], config["img_size"],
-                                              stream=int(held_out))
-    return x_u8.float() / 255, Condition(kind, cont, torch.ones(n, dtype=torch.bool))
+    x_u8, condition = training.crystal_batch(config, step, source, n, held_out)
+    return x_u8.float() / 255, condition
 
 
 def update_ema(ema, net, decay, step):
@@ -256,20 +225,12 @@ def exam_report(net, x, condition, config, seed=0):
 def train(config, out, device, checkpoint=None):
     """Train until config["train_steps"], or until Ctrl-C; writes last.pt, log.jsonl and loss.png."""
     net, source = build(config).to(device), load_source(config)
-    ema, start = training.start_ema(net), 0
+    ema = training.start_ema(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    if checkpoint:
-        start = checkpoint["step"]
-        training.load_weights(net, checkpoint["model"], out / "last.pt")
-        training.load_weights(ema, checkpoint["ema"], out / "last.pt")
-        optimizer.load_state_dict(checkpoint["optimizer"])
+    start = training.restore(checkpoint, net, ema, optimizer, out)
     log, sums, clock = training.Log(out / "log.jsonl", start), {}, training.stopwatch()
     every, since = min(250, config["save_every"]), start
     exam = training_batch(config, 0, source, EXAM, held_out=True)
-
-    def save(step):
-        training.save_checkpoint(out / "last.pt", dict(script="vae", config=config, step=step, model=net.state_dict(),
-                                                       ema=ema.state_dict(), optimizer=optimizer.state_dict()))
 
     with training.finish_the_step() as stop:
         for step in (bar := training.steps(start, config["train_steps"])):
@@ -303,7 +264,7 @@ def train(config, out, device, checkpoint=None):
                 bar.set_postfix(loss=f"{mean['loss']:.3f}", held_out_rmse=f"{report['reconstruction_rmse']:.4f}")
                 sums, since = {}, done
             if done % config["save_every"] == 0 or done == config["train_steps"] or stop:
-                save(done)
+                training.save_run(out, "vae", config, done, net, ema, optimizer)
                 loss_curve(out / "loss.png", log.lines)
             if stop:
                 raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
@@ -329,16 +290,6 @@ def loss_curve(path, lines):
 # --------------------------------------------------------------------------------------------------------- the sampling
 
 
-def asked_for(n, config, kind=None, theta=None):
-    """The default conditions: type i mod 4, angle (i mod 36)/35 pi/3.  kind and theta ask for one crystal."""
-    i, cont = torch.arange(n), torch.zeros(n, 4)
-    cont[:, 0] = data.SPACING if config["mode"] == "full" else 0.0
-    if config["mode"] != "simple":  # which has no angle but 0
-        cont[:, 1] = (i % 36) / 35 * data.THETA_MAX if theta is None else theta
-    kinds = i % config["n_types"] if kind is None else torch.full((n,), kind)
-    return Condition(kinds, cont, torch.ones(n, dtype=torch.bool))
-
-
 def training_labels(config, source):
     """Type and angle [N] of the training set, and rows -> (x, condition), which renders those rows only."""
     if source is not None:
@@ -348,7 +299,7 @@ def training_labels(config, source):
             return source["x_u8"][rows], source["y_cat"][rows], source["y_cont"][rows]
     else:
         of = config["seed"], config["mode"], config["n_types"], config["img_size"]
-        labels = data.crystal_labels(0, TRAINING_SET, *of)
+        labels = data.crystal_labels(0, training.TRAINING_SET, *of)
         kind, theta = labels["kind"], labels["theta"]
 
         def fetch(rows):
@@ -356,7 +307,7 @@ def training_labels(config, source):
 
     def crystals(rows):
         x_u8, kind, cont = fetch(rows)
-        return x_u8.float() / 255, Condition(kind, cont, torch.ones(len(kind), dtype=torch.bool))
+        return x_u8.float() / 255, data.told(kind, cont)
 
     return kind, theta, crystals
 
@@ -424,7 +375,7 @@ def latent_report(net, config, device, n):
     labels, mu, kl = data.crystal_labels(0, n, config["seed"], *of, stream=1), [], []
     for i in range(0, n, 64):
         x_u8, kind, cont = data.crystal_batch(i, min(64, n - i), config["seed"], *of, stream=1)
-        c = Condition(kind, cont, torch.ones(len(kind), dtype=torch.bool)).map(lambda v: v.to(device))
+        c = data.told(kind, cont).map(lambda v: v.to(device))
         with training.autocast(device, config["precision"]):
             m, v = net.encode(x_u8.to(device).float() / 255, c)
         mu.append(m.cpu())
@@ -467,7 +418,8 @@ def sample(net, config, args, out, device):
     tiles = held_out[0][:36, 0].numpy(), recon[:36, 0].numpy()
     pictures.captioned_grid(out / "reconstructions.png", tiles, kinds, "left: held out    right: reconstruction")
 
-    asked, source = asked_for(args.n, config, args.kind, args.theta), load_source(config)
+    asked = data.asked_for(args.n, args.kind, args.theta, config["mode"], config["n_types"])
+    source = load_source(config)
     arrays = {"kind": asked.kind.numpy(), "theta": asked.cont[:, 1].numpy()}
     for prior, name in (("normal", "N(0, I)"), ("mop", "MoP")):
         x = arrays[f"x_{prior}"] = draw(net, prior, asked, of, args.seed, device, source)
@@ -500,12 +452,6 @@ def make_parser():
     parser = argparse.ArgumentParser(prog="vae.py", description=__doc__.split("\n\n")[0],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("model and data (a checkpoint knows its own)").add_argument
-    add("--data-path", metavar="FILE", help="train on a file made by data.py --build, instead of rendering on the fly")
-    add("--mode", choices=data.MODES, default="rot-only",
-        help="what varies from crystal to crystal (default %(default)s)")
-    add("--n-types", type=training.number(int, 1, 4), default=4, help="lattice types in the data (default %(default)s)")
-    add("--img-size", type=training.number(int, 16, 256), default=64,
-        help="pixels, a multiple of 16 (default %(default)s)")
     add("--uncond", action="store_true", help="encoder and decoder see no condition")
     add("--z-dim", type=training.number(int, 1, 1024), default=32, help="latents (default %(default)s)")
     add("--beta", type=training.number(float, 0, 1e6, open_low=True), default=0.05,
@@ -516,89 +462,34 @@ def make_parser():
         help="nats a latent may hold before its KL costs more: sum_j max(KL_j, this) (default %(default)s)")
     add("--cond-drop", type=training.number(float, 0, 1), default=0.0,
         help="share of training without condition (default %(default)s)")
-    add("--ema-decay", type=training.number(float, 0, 1, open_high=True), default=0.999,
-        help="of the averaged weights (default %(default)s)")
-    add("--epochs", type=training.count, help="instead of --train-steps: passes over 50,000 crystals or the data file")
     add = parser.add_argument_group("sampling").add_argument
     add("--n", "--n-samples", type=training.count, default=36, help="samples of each prior (default %(default)s)")
-    add("--use-ema", type=training.number(int, 0, 1), default=1,
-        help="1: averaged weights; 0: those of the last step (default %(default)s)")
-    add("--kind", type=training.number(int, 0, 3),
-        help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
-    add("--theta", type=training.number(float, 0, data.THETA_MAX), help="ask for one angle, radians in [0, 1.0471]")
+    training.crystal_flags(parser)
     training.shared_flags(parser, train_steps=8000, batch_size=32, lr=2e-3)
     return parser
-
-
-def shipped(name):
-    return Path(__file__).parent / "assets" / "checkpoints" / name
-
-
-def take_model_flags(args, given, config, keys):
-    """The model is what its checkpoint says; a flag that contradicts it is a mistake."""
-    if missing := [key for key in keys if key not in config]:
-        raise ValueError(f"the checkpoint does not say its {missing[0]}: it is damaged, or of another version")
-    for key in keys:
-        if key in given and getattr(args, key) != config[key]:
-            flag = f"--{key.replace('_', '-')} {getattr(args, key)}"
-            raise ValueError(f"{flag} contradicts the checkpoint, which has {config[key]}")
-        setattr(args, key, config[key])
-
-
-def settle(args, given, config, checkpoint):
-    """Fill in what depends on the data, and refuse what does not go together."""
-    if checkpoint:
-        take_model_flags(args, given, config, MODEL_FLAGS)
-    if args.img_size % 16:
-        raise ValueError(f"--img-size must be a multiple of 16, not {args.img_size}")
-    if args.kind is not None and args.kind >= args.n_types:
-        raise ValueError(f"--kind {args.kind} is not among the {args.n_types} types of this model")
-    if args.theta and args.mode == "simple":
-        raise ValueError("--theta: crystals of mode simple are not turned")
-    rows = TRAINING_SET
-    if args.data_path and args.train:
-        shape = data.load_built(args.data_path)["x_u8"].shape
-        rows = shape[0]
-        if shape[-1] != args.img_size:
-            raise ValueError(f"{args.data_path} holds images of {shape[-1]} pixels: say --img-size {shape[-1]}")
-    if args.epochs and "train_steps" not in given:
-        args.train_steps = max(1, args.epochs * rows // args.batch_size)
-
-
-def load(config, checkpoint, args, path, device):
-    """The network of a checkpoint, with averaged weights or those of the last step, ready to draw from."""
-    weights = "ema" if args.use_ema else "model"
-    if weights not in checkpoint:
-        raise ValueError(f"{path} ships only averaged weights: leave --use-ema at 1")
-    return training.load_weights(build(config), checkpoint[weights], path).to(device).eval()
 
 
 def main(argv=None):
     parser = make_parser()
     with training.one_line_errors(parser):
         args, given = training.parse(parser, argv)
-        checkpoint = path = None
-        if args.resume:
-            checkpoint = training.load_run(args.out, "vae")
-            training.resume_settings(args, given, checkpoint["config"])
-        elif not args.train:
-            path = args.ckpt or shipped("vae_uncond.pt" if args.uncond else "vae_cond.pt")
-            checkpoint = training.load_checkpoint(path, "vae")
-        settle(args, given, checkpoint["config"] if checkpoint else {}, checkpoint)
+        which = "uncond" if args.uncond else "cond"
+        checkpoint = training.open_checkpoint(args, given, "vae", f"vae_{which}.pt")
+        if checkpoint:
+            training.take_model_flags(args, given, checkpoint, MODEL_FLAGS)
+        training.settle_crystals(args, given)
         device = training.pick_device(args.device)
         args.precision = training.pick_precision(args.precision, device)
         config = vars(args)
         # MoP takes its examples from the training set, which the seed of the training decides, not that of the sampling
         trained = config if args.train else checkpoint["config"]
-        net = None if args.train else load(trained, checkpoint, args, path, device)
+        net = None if args.train else training.load_net(build(trained), checkpoint, args, device)
         out = training.run_folder(args, "vae", f"crystals_{'uncond' if args.uncond else 'cond'}_seed{args.seed}")
         print(f"device {device}, {args.precision}; output in {out}")
         if args.train:
             training.save_json(out / "config.json", config)
             net = train(config, out, device, checkpoint)
-        training.save_json(out / "metrics.json", sample(net, trained, args, out, device))
-        training.save_json(out / "config.json", config)  # only now: a run that fails leaves the folder as it was
-        print("wrote " + ", ".join(sorted(p.name for p in out.iterdir())) + f" in {out}")
+        training.close_run(out, config, sample(net, trained, args, out, device))
 
 
 if __name__ == "__main__":

@@ -29,8 +29,6 @@ import argparse
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -85,20 +83,6 @@ def like(v, x):
 # ---------------------------------------------------------------------------------------------------------- the network
 
 
-class Condition(NamedTuple):
-    """What each of N samples is asked to be."""
-
-    kind: torch.Tensor  # lattice type: int64 [N]
-    cont: torch.Tensor  # [a, theta, vacancy, jitter], zeros where the mode does not vary it: float32 [N, 4]
-    known: torch.Tensor  # False: the network is told nothing (dropout, the unconditional half of guidance): [N]
-
-    def map(self, f):
-        return Condition(*map(f, self))
-
-    def dropped(self):
-        return self._replace(known=torch.zeros_like(self.known))
-
-
 def unit_waves(v, low, high, n):
     """sin and cos of v at n frequencies spaced geometrically from low to high: [..., 2 n]."""
     angle = v[..., None] * torch.logspace(math.log10(low), math.log10(high), n, device=v.device)
@@ -136,7 +120,7 @@ class UNet(nn.Module):
         super().__init__()
         self.schedule = schedule
         a, b, c = widths
-        self.embed = nn.Sequential(nn.Linear(64 + 5 + 4 + 16, d_emb), nn.SiLU(), nn.Linear(d_emb, d_emb), nn.SiLU())
+        self.embed = nn.Sequential(nn.Linear(64 + 25, d_emb), nn.SiLU(), nn.Linear(d_emb, d_emb), nn.SiLU())
         self.stem = nn.Conv2d(16 + 2 + 24, a, 3, padding=1)
         self.down1, self.enc = nn.Conv2d(a, b, 2, stride=2), Block(b, d_emb)
         self.down2, self.mid1, self.mid2 = nn.Conv2d(b, c, 2, stride=2), Block(c, d_emb), Block(c, d_emb)
@@ -147,16 +131,11 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def embedding(self, t, condition):
-        """Time as sines of its log-SNR, type one-hot, angle with its first harmonics: [N, d_emb]."""
-        kind, cont, known = condition
-        keep, theta = known.float()[:, None], cont[:, 1]
+        """Time as sines of its log-SNR, type and angle as features: [N, d_emb]."""
         fine = t.double().clamp_min(1e-9) if t.device.type != "mps" else t  # which has no float64
         log_snr = self.schedule.log_snr(fine)
         time = unit_waves(log_snr.float().clamp(-20, 20) / 2, 0.1, 20, 32)
-        harmonics = theta[:, None] * torch.arange(1, 9, device=t.device)
-        scaled = cont * cont.new_tensor([0.1, 1, 4, 1])
-        told = torch.cat([F.one_hot(kind, 4), scaled, harmonics.sin(), harmonics.cos()], 1)
-        return self.embed(torch.cat([time, told * keep, 1 - keep], 1))
+        return self.embed(torch.cat([time, condition.features()], 1))
 
     def position(self, cells, condition):
         """Cell centres from the image centre, in 32 px, and their sines (wavelengths 128 to 8 px): [N, 26, ...]."""
@@ -233,7 +212,7 @@ def guided(eps, condition, w):
         return lambda x, t: eps(x, t, condition)
     if w == 0:
         return lambda x, t: eps(x, t, condition.dropped())
-    both = Condition(*map(torch.cat, zip(condition.dropped(), condition, strict=True)))
+    both = data.Condition(*map(torch.cat, zip(condition.dropped(), condition, strict=True)))
 
     def eps_w(x, t):
         eps_u, eps_c = eps(torch.cat([x, x]), t, both).chunk(2)
@@ -317,17 +296,11 @@ def load_source(config):
 
 def training_batch(config, step, source, n, held_out=False):
     """x_0 in [-1, 1] (or points) and condition of training step `step`, a function of (seed, step)."""
-    seed = config["seed"]
     if config["data"] != "crystals":
-        x = torch.from_numpy(source.sample(n, np.random.default_rng([seed, step, held_out]))).float()
-        return x, asked_for(n, kind=0, theta=0.0)
-    if source is not None and not held_out:  # a built file
-        rows = torch.randint(len(source["x_u8"]), (n,), generator=training.generator(seed, step, 1))
-        x_u8, kind, cont = (source[key][rows] for key in ("x_u8", "y_cat", "y_cont"))
-    else:
-        x_u8, kind, cont = data.crystal_batch(step * n, n, seed, config["mode"], config["n_types"], config["img_size"],
-                                              stream=int(held_out))
-    return x_u8.float() / 127.5 - 1, Condition(kind, cont, torch.ones(n, dtype=torch.bool))
+        x = source.sample(n, np.random.default_rng([config["seed"], step, held_out]))
+        return torch.from_numpy(x).float(), data.asked_for(n, kind=0, theta=0.0)
+    x_u8, condition = training.crystal_batch(config, step, source, n, held_out)
+    return x_u8.float() / 127.5 - 1, condition
 
 
 def loss_of(net, x0, condition, t, eps):
@@ -371,21 +344,13 @@ def score_error(eps_theta, exact, x0, condition, schedule, seed, bins=8):
 def train(config, out, device, checkpoint=None):
     """Train until config["train_steps"], or until Ctrl-C; writes last.pt, log.jsonl and loss.png."""
     net, source = build(config).to(device), load_source(config)
-    ema, start = training.start_ema(net), 0
+    ema = training.start_ema(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01)
-    if checkpoint:
-        start = checkpoint["step"]
-        training.load_weights(net, checkpoint["model"], out / "last.pt")
-        training.load_weights(ema, checkpoint["ema"], out / "last.pt")
-        optimizer.load_state_dict(checkpoint["optimizer"])
+    start = training.restore(checkpoint, net, ema, optimizer, out)
     log, total, clock = training.Log(out / "log.jsonl", start), 0.0, training.stopwatch()
     every, since = min(500, config["save_every"]), start
     exam = training_batch(config, 0, source, 64 if config["data"] == "crystals" else 4096, held_out=True)
     exact = exact_eps(config)
-
-    def save(step):
-        weights = dict(model=net.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict())
-        training.save_checkpoint(out / "last.pt", dict(script="vp_sde", config=config, step=step, **weights))
 
     with training.finish_the_step() as stop:
         for step in (bar := training.steps(start, config["train_steps"])):
@@ -415,7 +380,7 @@ def train(config, out, device, checkpoint=None):
                 bar.set_postfix(loss=f"{mean:.4f}", score_error=f"{np.mean(list(report['bins'].values())):.5f}")
                 total, since = 0.0, done
             if done % config["save_every"] == 0 or done == config["train_steps"] or stop:
-                save(done)
+                training.save_run(out, "vp_sde", config, done, net, ema, optimizer)
                 pictures.loss_curve(out / "loss.png", log.lines)
                 if config["data"] == "crystals":
                     training_samples(eps_of(ema, device, config["precision"]), config, net.schedule, out, done)
@@ -425,15 +390,6 @@ def train(config, out, device, checkpoint=None):
 
 
 # --------------------------------------------------------------------------------------------------------- the sampling
-
-
-def asked_for(n, kind=None, theta=None, spacing=0.0, n_types=4):
-    """The default conditions: tile i of type i mod 4, angle (i mod 36)/35 pi/3.  kind and theta ask for one crystal."""
-    i = torch.arange(n)
-    cont = torch.zeros(n, 4)
-    cont[:, 0] = spacing  # mode full: pixels, with no vacancies and no jitter
-    cont[:, 1] = (i % 36) / 35 * data.THETA_MAX if theta is None else theta
-    return Condition(i % n_types if kind is None else torch.full((n,), kind), cont, torch.ones(n, dtype=torch.bool))
 
 
 def moments(times, schedule, n=32):
@@ -490,8 +446,7 @@ def training_samples(eps, config, schedule, out, step):
     """training_samples.png: how far it has come, by ten calls of DPM-Solver++(2M) with the averaged weights."""
     how = argparse.Namespace(sampler="dpmpp", steps=10, grid="logsnr", t_end=0.005, cfg=1.0, seed=config["seed"],
                              sample_batch=36)
-    spacing, theta = data.SPACING * (config["mode"] == "full"), 0.0 if config["mode"] == "simple" else None
-    condition = asked_for(36, None, theta, spacing, config["n_types"])
+    condition = data.asked_for(36, mode=config["mode"], n_types=config["n_types"])
     x, _ = draw(eps, condition, (1, config["img_size"], config["img_size"]), how, schedule)
     captions = [metrics.caption(*case) for case in zip(condition.kind, condition.cont[:, 1], strict=True)]
     pictures.captioned_grid(out / "training_samples.png", unit(x)[:, 0].numpy(), captions, f"after {step} steps")
@@ -499,10 +454,8 @@ def training_samples(eps, config, schedule, out, step):
 
 def sample_crystals(eps, config, args, out, schedule):
     """The main job: samples.png, reverse_diffusion.gif, samples.npz, and the numbers."""
-    spacing, size = data.SPACING if config["mode"] == "full" else 0.0, config["img_size"]
-    theta = 0.0 if config["mode"] == "simple" else args.theta
-    condition = asked_for(args.n, args.kind, theta, spacing, config["n_types"])
-    clock = training.stopwatch()
+    condition = data.asked_for(args.n, args.kind, args.theta, config["mode"], config["n_types"])
+    clock, size = training.stopwatch(), config["img_size"]
     x, film = draw(eps, condition, (1, size, size), args, schedule)
     seconds, x, kind, theta = clock(), unit(x), condition.kind, condition.cont[:, 1]
     training.save_npz(out / "samples.npz", x=x.numpy(), kind=kind.numpy(), theta=theta.numpy())
@@ -523,7 +476,7 @@ def sample_crystals(eps, config, args, out, schedule):
 def sample_points(eps, config, args, out, schedule):
     """The 2-D job: a cloud of points, its GIF over the closed-form density, and its distance to exact samples."""
     gmm, clock = load_source(config), training.stopwatch()
-    x, film = draw(eps, asked_for(args.n), (2,), args, schedule)
+    x, film = draw(eps, data.asked_for(args.n), (2,), args, schedule)
     seconds = clock()
     training.save_npz(out / "samples.npz", x=x.numpy())
     snapshots = [(t, x_t.double().numpy()) for t, x_t, _ in film]
@@ -545,20 +498,11 @@ def make_parser():
     add = parser.add_argument_group("model and data (a checkpoint knows its own)").add_argument
     add("--data", choices=("crystals", "S", "circle"), default="crystals",
         help="images, or a 2-D mixture (default %(default)s)")
-    add("--data-path", metavar="FILE", help="train on a file made by data.py --build, instead of rendering on the fly")
-    add("--mode", choices=data.MODES, default="rot-only",
-        help="what varies from crystal to crystal (default %(default)s)")
-    add("--n-types", type=training.number(int, 1, 4), default=4, help="lattice types in the data (default %(default)s)")
-    add("--img-size", type=training.number(int, 16, 1024), default=64,
-        help="pixels, a multiple of 16 (default %(default)s)")
     rate = training.number(float, 0, 1000, open_low=True)
     add("--beta-min", type=rate, default=0.1, help="noise rate at t = 0 (default %(default)s)")
     add("--beta-max", type=rate, help="noise rate at t = 1 (default 30 for images, 20 for points)")
     add("--p-uncond", type=training.number(float, 0, 1), default=0.1,
         help="share of training without condition (default %(default)s)")
-    add("--ema-decay", type=training.number(float, 0, 1, open_high=True), default=0.999,
-        help="of the averaged weights (default %(default)s)")
-    add("--epochs", type=training.count, help="instead of --train-steps: passes over 50,000 crystals or the data file")
     add = parser.add_argument_group("sampling").add_argument
     add("--sampler", choices=tuple(SAMPLERS), default="sde",
         help="sde: reverse SDE, Euler-Maruyama; ode: flow, Heun; dpmpp: DPM-Solver++(2M) (default %(default)s)")
@@ -572,26 +516,16 @@ def make_parser():
         help="time of the last network call, which predicts x_0 (default 0.005 for images, 0.001 for points)")
     add("--n", "--n-samples", type=training.count, default=None, help="samples (default 36 images, 4096 points)")
     add("--sample-batch", type=training.count, default=36, help="images drawn at a time (default %(default)s)")
-    add("--use-ema", type=training.number(int, 0, 1), default=1,
-        help="1: averaged weights; 0: those of the last step (default %(default)s)")
-    add("--kind", type=training.number(int, 0, 3),
-        help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
-    add("--theta", type=training.number(float, 0, data.THETA_MAX), help="ask for one angle, radians in [0, 1.0471]")
     add("--oracle", action="store_true", help="the exact denoiser of rot-only crystals in place of the network")
+    training.crystal_flags(parser)
     training.shared_flags(parser, train_steps=16000, batch_size=32, lr=2e-3)
     return parser
 
 
-def settle(args, given, config, checkpoint, parser):
+def settle(args, given, checkpoint):
     """Fill in what depends on the data, and refuse what does not go together."""
     if checkpoint:
-        if missing := [key for key in MODEL_FLAGS if key not in config]:
-            raise ValueError(f"the checkpoint does not say its {missing[0]}: it is damaged, or of another version")
-        for key in MODEL_FLAGS:
-            if key in given and getattr(args, key) != config[key]:
-                flag = f"--{key.replace('_', '-')} {getattr(args, key)}"
-                raise ValueError(f"{flag} contradicts the checkpoint, which has {config[key]}")
-            setattr(args, key, config[key])
+        training.take_model_flags(args, given, checkpoint, MODEL_FLAGS)
     points = args.data != "crystals"
     args.beta_max = (20.0 if points else 30.0) if args.beta_max is None else args.beta_max
     args.t_end = (0.001 if points else 0.005) if args.t_end is None else args.t_end
@@ -603,62 +537,35 @@ def settle(args, given, config, checkpoint, parser):
             args.batch_size = args.batch_size if "batch_size" in given else 1024
     if args.beta_max < args.beta_min:
         raise ValueError(f"--beta-max {args.beta_max} is below --beta-min {args.beta_min}")
-    if args.img_size % 16:
-        raise ValueError(f"--img-size must be a multiple of 16, not {args.img_size}")
     neutral = dict(cfg=1, kind=None, theta=None, oracle=False, mode="rot-only", data_path=None)
     if points and any(key in given and getattr(args, key) != value for key, value in neutral.items()):
         raise ValueError("--cfg, --kind, --theta, --oracle, --mode and --data-path are for crystals, not for points")
     args.cfg = (1.0 if points or args.oracle else 1.5) if args.cfg is None else args.cfg
     if args.oracle and (args.cfg != 1 or args.mode != "rot-only" or args.train or args.ckpt):
         raise ValueError("--oracle is the exact *conditional* denoiser of rot-only crystals: --cfg 1, and no training")
-    if args.train and args.ckpt:
-        raise ValueError("--train starts from nothing: leave --ckpt out, or go on with a run by --resume --out DIR")
-    if args.kind is not None and args.kind >= args.n_types:
-        raise ValueError(f"--kind {args.kind}: the model knows types 0 to {args.n_types - 1} only")
-    if args.mode == "simple" and args.theta:
-        raise ValueError("--theta: crystals of mode simple are not turned")
-    if args.data_path:
-        shape = data.load_built(args.data_path)["x_u8"].shape
-        if shape[-1] != args.img_size:
-            raise ValueError(f"{args.data_path} holds images of {shape[-1]} pixels: say --img-size {shape[-1]}")
-    if args.epochs and "train_steps" not in given and not args.resume:
-        rows = len(data.load_built(args.data_path)["x_u8"]) if args.data_path else 50_000
-        args.train_steps = max(1, args.epochs * rows // args.batch_size)
+    training.settle_crystals(args, given)
 
 
 def main(argv=None):
     parser = make_parser()
     with training.one_line_errors(parser):
         args, given = training.parse(parser, argv)
-        checkpoint = None
-        if args.resume:
-            checkpoint = training.load_run(args.out, "vp_sde")
-            training.resume_settings(args, given, checkpoint["config"])
-        elif not args.train and not args.oracle:
-            suffix = "" if args.data == "crystals" else f"_{args.data}"
-            shipped = Path(__file__).parent / "assets" / "checkpoints" / f"vp_sde{suffix}.pt"
-            checkpoint = training.load_checkpoint(args.ckpt or shipped, "vp_sde")
-        config = checkpoint["config"] if checkpoint else {}
-        settle(args, given, config, checkpoint, parser)
+        shipped, checkpoint = "vp_sde.pt" if args.data == "crystals" else f"vp_sde_{args.data}.pt", None
+        if not args.oracle:
+            checkpoint = training.open_checkpoint(args, given, "vp_sde", shipped)
+        settle(args, given, checkpoint)
         device = training.pick_device(args.device)
         args.precision = training.pick_precision(args.precision, device)
         config, schedule = vars(args), VP(args.beta_min, args.beta_max)
-        if checkpoint and not args.train:
-            weights = "ema" if args.use_ema else "model"
-            if weights not in checkpoint:
-                raise ValueError(f"{args.ckpt or shipped} ships only averaged weights: leave --use-ema at 1")
-            net = training.load_weights(build(config), checkpoint[weights], args.ckpt or shipped).to(device).eval()
+        net = training.load_net(build(config), checkpoint, args, device) if checkpoint and not args.train else None
         out = training.run_folder(args, "vp_sde", f"{args.data}_{args.sampler}_seed{args.seed}")
         print(f"device {device}, {args.precision}; output in {out}")
-
         if args.train:
             training.save_json(out / "config.json", config)
             net = train(config, out, device, checkpoint)
         eps = exact_eps(config) if args.oracle else eps_of(net, device, args.precision)
         job = sample_crystals if args.data == "crystals" else sample_points
-        training.save_json(out / "metrics.json", job(eps, config, args, out, schedule))
-        training.save_json(out / "config.json", config)  # only now: a run that fails leaves the folder as it was
-        print("wrote " + ", ".join(sorted(p.name for p in out.iterdir())) + f" in {out}")
+        training.close_run(out, config, job(eps, config, args, out, schedule))
 
 
 if __name__ == "__main__":

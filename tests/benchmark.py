@@ -84,7 +84,7 @@ def main(argv=None):
     # ------------------------------------------------------------------------------------------------------------ parts
     net = training.load_weights(vp_sde.build(checkpoint["config"]), checkpoint["ema"], ckpt).eval()
     eps, size = vp_sde.eps_of(net, device, precision), checkpoint["config"]["img_size"]
-    condition, x = vp_sde.asked_for(72), torch.randn(72, 1, size, size)
+    condition, x = data.asked_for(72), torch.randn(72, 1, size, size)
     with torch.no_grad():
         network = median(lambda: eps(x, 0.5, condition), 5 * args.repeats)
     line("network, per image and forward, batch 72", 1000 * network / 72, "ms", "vp_sde.eps_of(net)(x, t, condition)")

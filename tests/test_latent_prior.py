@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import data
 import latent_prior as lp
 import metrics
 import training
@@ -33,7 +34,7 @@ def config_of(*words):
 def conditions(n, known=True):
     cont = torch.zeros(n, 4)
     cont[:, 1] = torch.linspace(0, 1, n)
-    return vae.Condition(torch.arange(n) % 4, cont, torch.full((n,), known))
+    return data.Condition(torch.arange(n) % 4, cont, torch.full((n,), known))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -24,7 +24,7 @@ def conditions(n, seed=0):
     g = torch.Generator().manual_seed(seed)
     cont = torch.zeros(n, 4)
     cont[:, 1] = torch.rand(n, generator=g) * data.THETA_MAX
-    return vae.Condition(torch.randint(4, (n,), generator=g), cont, torch.ones(n, dtype=torch.bool))
+    return data.Condition(torch.randint(4, (n,), generator=g), cont, torch.ones(n, dtype=torch.bool))
 
 
 def config_of(*words):
@@ -212,7 +212,7 @@ def test_build_depends_on_the_seed_alone():
 def test_mop_takes_the_same_type_and_the_nearest_angle():
     kind, theta = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0.10, 1.04, 0.02, 0.50, 0.60]).double()
     cont = torch.tensor([[0, 0.0, 0, 0], [0, 1.0, 0, 0], *[[0, 0.54, 0, 0]] * 3])
-    asked = vae.Condition(torch.tensor([0, 0, 1, 1, 1]), cont, torch.ones(5, dtype=torch.bool))
+    asked = data.Condition(torch.tensor([0, 0, 1, 1, 1]), cont, torch.ones(5, dtype=torch.bool))
     # 0.0 is far from 1.04, the other end of the range: no wrap.  Repeats take the second and the third nearest.
     assert vae.nearest_examples(kind, theta, asked).tolist() == [0, 1, 3, 4, 2]
     with pytest.raises(ValueError, match="no triangular"):
@@ -234,9 +234,9 @@ def test_mop_on_an_identity_vae_returns_the_training_crystals():
         def decode(self, z, condition):
             return z.view(-1, 1, 4, 4)
 
-    config, asked = config_of() | {"z_dim": 16}, vae.asked_for(8, config_of())
+    config, asked = config_of() | {"z_dim": 16}, data.asked_for(8)
     x = vae.draw(Copy(), "mop", asked, config, 0, torch.device("cpu"))
-    labels = data.crystal_labels(0, vae.TRAINING_SET)
+    labels = data.crystal_labels(0, training.TRAINING_SET)
     for i in range(8):
         (same,) = torch.where(labels["kind"] == asked.kind[i])
         row = same[(labels["theta"][same] - asked.cont[i, 1]).abs().argmin()]
@@ -260,7 +260,7 @@ def test_noise_of_a_sample_depends_on_seed_and_index_only():
             return z.view(-1, 1, 4, 8) / 20 + 0.5
 
     def shown(n, seed):
-        return vae.draw(Show(), "normal", vae.asked_for(n, config_of()), config_of(), seed, torch.device("cpu"))
+        return vae.draw(Show(), "normal", data.asked_for(n), config_of(), seed, torch.device("cpu"))
 
     assert torch.equal(shown(70, 3)[:5], shown(5, 3)) and not torch.equal(shown(5, 3), shown(5, 4))
     z = (shown(400, 0) - 0.5) * 20

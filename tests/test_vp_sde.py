@@ -22,7 +22,8 @@ import pictures
 import reference_gmm_sde as reference
 import training
 import vp_sde
-from vp_sde import VP, Condition, UNet
+from data import Condition
+from vp_sde import VP, UNet
 
 CPU, SCRIPT = torch.device("cpu"), Path(vp_sde.__file__)
 TINY = ["--train", "--img-size=16", "--batch-size=2", "--train-steps=6", "--save-every=2", "--steps=3", "--n=5"]
@@ -150,7 +151,7 @@ def test_eps_score_v_and_x0_are_one_thing():
             return alpha * (x_t - alpha * x0) / sigma - sigma * x0
 
         net.schedule = vp
-        got = vp_sde.eps_of(net, CPU, "float32")(x, t, vp_sde.asked_for(4))
+        got = vp_sde.eps_of(net, CPU, "float32")(x, t, data.asked_for(4))
         torch.testing.assert_close(got, eps, rtol=0, atol=1e-12)
         score = (alpha * x0 - x) / sigma**2  # the gradient of log N(x; alpha x0, sigma^2)
         torch.testing.assert_close(-got / sigma, score, rtol=1e-9, atol=1e-9)
@@ -230,7 +231,7 @@ def test_guidance():
         known = condition.known[:, None]
         return torch.where(known, 3.0, 1.0) * x + t + 10 * condition.cont[:, 1:2] * known
 
-    x, condition = torch.randn(4, 2, dtype=torch.float64), vp_sde.asked_for(4)
+    x, condition = torch.randn(4, 2, dtype=torch.float64), data.asked_for(4)
     eps_u, eps_c = eps(x, 0.5, condition.dropped()), eps(x, 0.5, condition)
     assert not torch.equal(eps_u, eps_c)
     for w, expected in ((0, eps_u), (1, eps_c), (1.5, eps_u + 1.5 * (eps_c - eps_u)), (1e-9, eps_u), (1 + 1e-9, eps_c)):
@@ -239,7 +240,7 @@ def test_guidance():
 
 def test_what_is_not_told_is_hidden_and_what_is_told_is_heard(lively):
     x, t = torch.randn(4, 1, 32, 32), torch.full((4,), 0.4)
-    told = vp_sde.asked_for(4, spacing=0.0)
+    told = data.asked_for(4)
     other_kind = told._replace(kind=(told.kind + 1) % 4)
     other_cont = told._replace(cont=told.cont + torch.tensor([9.0, 0.4, 0.1, 0.2]))
     with torch.no_grad():
@@ -259,7 +260,7 @@ def test_positions_turn_with_the_crystal():
     """A cell's coordinates, turned by theta, run along the lattice's own axes: waves of its spacing peak on atoms."""
     net = UNet(VP(), widths=(8, 8, 8), d_emb=32)
     for theta in (0.0, 0.3, 1.0):
-        u, v = 32 * net.position(16, vp_sde.asked_for(1, 0, theta))[0, :2]
+        u, v = 32 * net.position(16, data.asked_for(1, 0, theta))[0, :2]
         assert u[8, 9] - u[8, 8] == pytest.approx(4 * np.cos(theta), abs=1e-4)  # pixels
         wave = torch.cos(2 * np.pi * u / data.SPACING) + torch.cos(2 * np.pi * v / data.SPACING)
         image = torch.nn.functional.avg_pool2d(data.render([0], [theta]), 4)[0, 0]
@@ -267,12 +268,12 @@ def test_positions_turn_with_the_crystal():
 
 
 def test_default_conditions():
-    kind, cont, known = vp_sde.asked_for(40)
+    kind, cont, known = data.asked_for(40)
     assert kind.tolist() == [i % 4 for i in range(40)] and bool(known.all())
     assert cont[:, 1].tolist() == pytest.approx([i % 36 / 35 * np.pi / 3 for i in range(40)], abs=1e-6)
-    kind, cont, _ = vp_sde.asked_for(3, kind=2, theta=0.5)
+    kind, cont, _ = data.asked_for(3, kind=2, theta=0.5)
     assert kind.tolist() == [2, 2, 2] and cont[:, 1].tolist() == [0.5] * 3
-    assert vp_sde.asked_for(5, n_types=2).kind.tolist() == [0, 1, 0, 1, 0]
+    assert data.asked_for(5, n_types=2).kind.tolist() == [0, 1, 0, 1, 0]
 
 
 # -------------------------------------------------------------------------------------------------------------- drawing
@@ -291,11 +292,11 @@ def test_sample_i_depends_on_neither_batch_nor_number(lively):
     for key in ((8, 36), (8, 3), (5, 36), (5, 1)):
         n, batch = key
         args = sampling(sample_batch=batch, steps=4, t_end=0.3)
-        images[key], _ = vp_sde.draw(eps, vp_sde.asked_for(n), (1, 16, 16), args, VP())
+        images[key], _ = vp_sde.draw(eps, data.asked_for(n), (1, 16, 16), args, VP())
         start = torch.cat([x for x, _ in seen[key]])
         kinds, thetas = (torch.cat([c[i] for _, c in seen[key]]) for i in (0, 1))
         assert torch.equal(start[:5], seen[8, 36][0][0][:5])
-        assert torch.equal(kinds[:5], torch.arange(5) % 4) and torch.equal(thetas[:5], vp_sde.asked_for(36).cont[:5])
+        assert torch.equal(kinds[:5], torch.arange(5) % 4) and torch.equal(thetas[:5], data.asked_for(36).cont[:5])
         scale = images[8, 36].abs().max()  # an untrained network: its images are of any size
         assert (images[key][:5] - images[8, 36][:5]).abs().max() < 1e-3 * scale
     later = next(vp_sde.endless_noise(0, [4], (1, 16, 16)))
@@ -318,7 +319,7 @@ def test_memory_grows_by_the_results_only():
             most[n] = max(most.get(n, 0), sum(ref() is not None for ref in alive))
             return 0 * x
 
-        x, film = vp_sde.draw(eps, vp_sde.asked_for(n), (1, 16, 16), sampling(sample_batch=4, steps=10), VP())
+        x, film = vp_sde.draw(eps, data.asked_for(n), (1, 16, 16), sampling(sample_batch=4, steps=10), VP())
         assert len(x) == n and len(film) <= 34
         assert sum(len(x_t) for _, x_t, _ in film) <= 34 * 4  # the film is of the first batch
         assert all(x_t.untyped_storage().nbytes() == x_t.nbytes for _, x_t, _ in film)
@@ -327,7 +328,7 @@ def test_memory_grows_by_the_results_only():
 
 def test_a_state_that_blows_up_is_reported():
     with pytest.raises(FloatingPointError, match="blew up before t = 0.9"):
-        vp_sde.draw(lambda x, t, c: x / 0, vp_sde.asked_for(2), (1, 16, 16), sampling(), VP())
+        vp_sde.draw(lambda x, t, c: x / 0, data.asked_for(2), (1, 16, 16), sampling(), VP())
 
 
 # ------------------------------------------------------------------------------------------------------------- training
