@@ -6,7 +6,7 @@
 
     python audit.py
 
-judges the samplers and every vp_sde checkpoint that ships, in two minutes on two cores.  It prints one table, writes
+judges the samplers and every checkpoint that ships, in about three minutes on two cores.  It prints one table, writes
 it with its pictures to outputs/audit/, and ends with exit status 1 if a claim fails.  A row without a tolerance only
 reports: under "expected" stands the best that could be had.
 
@@ -26,20 +26,19 @@ import sys
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
 
 import data
+import latent_prior
 import metrics
 import pictures
 import reference_gmm_sde as reference
 import training
+import vae
 import vp_sde
 from make_gif import save_gif
-
-SHIPPED = Path(__file__).parent / "assets" / "checkpoints"
 
 # ----------------------------------------------------------------------------------------------- rows without a network
 # Each row returns (claim, expected, measured, tolerance) and passes if |measured - expected| <= tolerance. Tolerances
@@ -143,9 +142,8 @@ class Model:
     schedule: vp_sde.VP
 
 
-def load(path):
+def load_score(path, checkpoint, device):
     """A checkpoint of vp_sde.py. Raises ValueError where there is no closed form for it."""
-    checkpoint, device = training.load_checkpoint(path, "vp_sde"), training.pick_device("auto")
     config = checkpoint["config"]
     if missing := {*vp_sde.MODEL_FLAGS, "seed"} - set(config):
         raise ValueError(f"{path} does not say its {min(missing)}: it is damaged, or of another version")
@@ -170,6 +168,8 @@ POINTS, SEEDS, STEPS = 4096, 5, 100  # with the exact score, 100 steps of the SD
 
 
 def family(model):
+    if isinstance(model, Pair):
+        return "priors"
     return "crystals" if model.name == "crystals" else "points"
 
 
@@ -293,6 +293,94 @@ ABOUT_CRYSTALS = [
     *(partial(error_by_calls, sampler=sampler, calls=n) for sampler, counts in CALLS.items() for n in counts),
 ]
 
+# -------------------------------------------------------------------------------------- rows about a VAE and its priors
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    name: str
+    vae: vae.VAE
+    vae_config: dict
+    prior: latent_prior.Prior
+    config: dict
+    device: torch.device
+
+
+def load_pair(path, checkpoint, device):
+    """A checkpoint of latent_prior.py and the VAE it was trained on, whose crystals have a closed form."""
+    config, precision = checkpoint["config"], training.pick_precision("auto", device)
+    net, vae_config, found = latent_prior.load_vae(config["vae"], device)
+    if found != config["vae_fingerprint"]:
+        raise ValueError(f"{path} was trained on another VAE than the one in {config['vae']}")
+    if (vae_config["mode"], vae_config["n_types"]) != ("rot-only", 4):
+        raise ValueError(f"{path}: only crystals of mode rot-only and all four types can be judged")
+    prior = training.load_weights(latent_prior.build(config), checkpoint["ema"], path).to(device).eval()
+    name = "VAE" if vae_config["uncond"] else "VAE that is told the condition"
+    return Pair(name, net, vae_config | {"precision": precision}, prior, config, device)
+
+
+@cache
+def decoded(pair, prior, steps=50, n=36, kind=None, seed=0):
+    """Images [n, 1, 64, 64] under a prior, normal, mop or diffusion (CFG 1, DDIM), and what was asked for."""
+    asked = data.asked_for(n, kind)
+    if prior != "diffusion":
+        return vae.draw(pair.vae, prior, asked, pair.vae_config, seed, pair.device), asked
+    precision = pair.vae_config["precision"]
+    how = argparse.Namespace(steps=steps, eta=0.0, cfg=1.0, seed=seed, precision=precision)
+    z, _ = latent_prior.draw(pair.prior, asked, how, pair.device)
+    return vae.decode(pair.vae, z, asked, pair.device, precision), asked
+
+
+@cache
+def prior_error(pair, prior, steps=50):
+    """Mean crystal error of the 36 default tiles, seeds 0, 1, 2."""
+    draws = [decoded(pair, prior, steps, seed=seed) for seed in range(3)]
+    return np.mean([metrics.crystal_error(x, c.kind, c.cont[:, 1]).error.mean().item() for x, c in draws])
+
+
+def reconstruction(pair):
+    config = pair.vae_config
+    report, _ = vae.exam_report(pair.vae, *vae.training_batch(config, 0, None, 512, held_out=True), config)
+    return f"{pair.name}: RMSE of 512 held-out reconstructions", 0, report["reconstruction_rmse"], 0.010
+
+
+def posteriors(pair):
+    limit = 0.015 if pair.vae_config["uncond"] else None
+    return f"{pair.name}, MoP: crystal error, 36 tiles, 3 seeds", 0, prior_error(pair, "mop"), limit
+
+
+def diffusion(pair):
+    """Asked for: at most 0.02; where the VAE is told nothing, and z is all there is, also at most 0.005 above MoP."""
+    limit = min(0.02, prior_error(pair, "mop") + 0.005) if pair.vae_config["uncond"] else 0.02
+    return f"{pair.name}, diffusion prior: the same", 0, prior_error(pair, "diffusion"), limit
+
+
+def normal(pair):
+    claim = f"{pair.name}, N(0, I): the same (expected: MoP's)"
+    return claim, prior_error(pair, "mop"), prior_error(pair, "normal"), None
+
+
+def nearest_of_any(pair, prior):
+    error = metrics.crystal_error(decoded(pair, prior)[0]).error.mean().item()
+    return f"{pair.name}, {prior}: to the nearest crystal of any type and angle", 0, error, None
+
+
+def few_against_many(pair):
+    """Asked for: 20 steps at most a tenth worse than 400. To be better is no fault."""
+    ratio = prior_error(pair, "diffusion", 20) / prior_error(pair, "diffusion", 400)
+    return f"{pair.name}, diffusion prior: error of 20 DDIM steps over 400's", 1, max(ratio, 1), 0.1
+
+
+def aspects(pair):
+    x, asked = decoded(pair, "diffusion", n=512, kind=1)
+    measured = metrics.aspect_w1(metrics.crystal_error(x, asked.kind, asked.cont[:, 1]).aspect)
+    return f"{pair.name}, diffusion prior: aspect W1, 512 rectangular", 0, float(measured), 0.03
+
+
+ABOUT_PRIORS = [reconstruction, posteriors, diffusion, normal,
+                *(partial(nearest_of_any, prior=prior) for prior in ("normal", "mop", "diffusion")),
+                few_against_many, aspects]
+
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
@@ -332,6 +420,16 @@ def side_by_side(model, path):
 
 # ---------------------------------------------------------------------------------------------------------- the verdict
 
+LOADERS = {"vp_sde": load_score, "latent_prior": load_pair}
+
+
+def load(path):
+    """What a checkpoint can be judged by.  Raises ValueError where there is no closed form for it."""
+    checkpoint = training.load_checkpoint(path)
+    if checkpoint["script"] not in LOADERS:
+        raise ValueError(f"{path} was made by {checkpoint['script']}.py, whose checkpoints are not judged here")
+    return LOADERS[checkpoint["script"]](path, checkpoint, training.pick_device("auto"))
+
 
 def judge(rows, table):
     """Print rows and append them to the table."""
@@ -347,24 +445,25 @@ def judge(rows, table):
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="audit.py", description="Put the torch scripts beside the closed forms.")
     add = parser.add_argument
-    add("--ckpt", nargs="+", metavar="PATH", help="checkpoints or run folders of vp_sde.py (default: all that ship)")
+    add("--ckpt", nargs="+", metavar="PATH", help="checkpoints or run folders (default: all that ship)")
     add("--quick", action="store_true", help="only the rows that need no checkpoint")
     add("--out", default="outputs/audit", metavar="DIR", help="output folder (default %(default)s)")
     args = parser.parse_args(argv)
     with training.one_line_errors(parser):
-        paths = [] if args.quick else args.ckpt or sorted(SHIPPED.glob("vp_sde*.pt"))
+        shipped = [path for script in LOADERS for path in sorted(training.SHIPPED.glob(f"{script}*.pt"))]
+        paths = [] if args.quick else args.ckpt or shipped
         if not (paths or args.quick):
-            raise ValueError(f"there is no vp_sde*.pt in {SHIPPED}: name one with --ckpt, or ask for --quick")
+            raise ValueError(f"there is no checkpoint in {training.SHIPPED}: name one with --ckpt, or ask for --quick")
         models, table = [load(path) for path in paths], []
         out = training.run_folder(argparse.Namespace(out=args.out, train=False, resume=False), "audit", "")
         print(f"{'claim':66}{'expected':>10}{'measured':>12}{'tolerance':>11}")
         judge(QUICK, table)
         for model in models:
-            rows = {"points": ABOUT_POINTS, "crystals": ABOUT_CRYSTALS}[family(model)]
+            rows = {"points": ABOUT_POINTS, "crystals": ABOUT_CRYSTALS, "priors": ABOUT_PRIORS}[family(model)]
             judge([partial(row, model) for row in rows], table)
-            if model.name == "crystals":
+            if family(model) == "crystals":
                 plot_calls(model, out / "crystals_error.png")
-            else:
+            elif family(model) == "points":
                 side_by_side(model, out / f"{model.name}_clouds.gif")
         training.save_json(out / "audit.json", table)
         print(f"{sum(row['pass'] is False for row in table)} claims fail; files in {out}")

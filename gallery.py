@@ -59,7 +59,7 @@ def preview(args, out):
 
 
 def trial(args, out):
-    ckpt = ["--ckpt", args.ckpt, str(audit.SHIPPED / "vp_sde_S.pt")]
+    ckpt = ["--ckpt", args.ckpt, str(training.SHIPPED / "vp_sde_S.pt")]
     keep(audit.main, ckpt, out, crystals_error="crystals_error", S_clouds="S_clouds")
 
 
@@ -110,7 +110,7 @@ def main(argv=None):
     add = parser.add_argument
     add("figure", choices=[*FIGURES, "all"], help="which one")
     add("--out", default=str(Path(__file__).parent / "assets"), metavar="DIR", help="where to (default: assets)")
-    add("--ckpt", default=str(audit.SHIPPED / "vp_sde.pt"), metavar="PATH", help="crystals (default: what ships)")
+    add("--ckpt", default=str(training.SHIPPED / "vp_sde.pt"), metavar="PATH", help="crystals (default: what ships)")
     args = parser.parse_args(argv)
     with training.one_line_errors(parser):
         out = training.run_folder(argparse.Namespace(out=args.out, train=False, resume=False), "gallery", "")

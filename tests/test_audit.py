@@ -55,7 +55,7 @@ def test_the_command(checkpoints, tmp_path, capsys, monkeypatch):
 
 
 def test_quick_needs_no_checkpoint_and_a_false_claim_fails(tmp_path, monkeypatch):
-    monkeypatch.setattr(audit, "SHIPPED", tmp_path / "nowhere")
+    monkeypatch.setattr(training, "SHIPPED", tmp_path / "nowhere")
     monkeypatch.setattr(audit, "QUICK", [lambda: ("a true claim", 1, 1.05, 0.1)])
     assert audit.main(["--quick", "--out", str(tmp_path)]) == 0
     monkeypatch.setattr(audit, "QUICK", [*audit.QUICK, lambda: ("a false one", 1, float("nan"), 0.1)])
@@ -75,7 +75,7 @@ def test_a_network_that_is_the_closed_form_passes(monkeypatch):
 
 @pytest.mark.parametrize("case", ["missing", "text", "mode full", "silent", "none ship", "a file in the way", "flag"])
 def test_mistakes_are_one_line(checkpoints, tmp_path, capsys, monkeypatch, case):
-    monkeypatch.setattr(audit, "SHIPPED", tmp_path / "nowhere")
+    monkeypatch.setattr(training, "SHIPPED", tmp_path / "nowhere")
     monkeypatch.setattr(audit, "QUICK", [])
     out, text = tmp_path / "out", tmp_path / "text.pt"
     text.write_text("no checkpoint")
