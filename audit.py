@@ -320,13 +320,13 @@ def load_pair(path, checkpoint, device):
 
 
 @cache
-def decoded(pair, prior, steps=50, n=36, kind=None, seed=0):
-    """Images [n, 1, 64, 64] under a prior, normal, mop or diffusion (CFG 1, DDIM), and what was asked for."""
+def decoded(pair, prior, steps=50, n=36, kind=None, seed=0, cfg=1.5):
+    """Images [n, 1, 64, 64] under a prior, normal, mop or diffusion (by DDIM), and what was asked for."""
     asked = data.asked_for(n, kind)
     if prior != "diffusion":
         return vae.draw(pair.vae, prior, asked, pair.vae_config, seed, pair.device), asked
     precision = pair.vae_config["precision"]
-    how = argparse.Namespace(steps=steps, eta=0.0, cfg=1.0, seed=seed, precision=precision)
+    how = argparse.Namespace(steps=steps, eta=0.0, cfg=cfg, seed=seed, precision=precision)
     z, _ = latent_prior.draw(pair.prior, asked, how, pair.device)
     return vae.decode(pair.vae, z, asked, pair.device, precision), asked
 
@@ -372,9 +372,9 @@ def few_against_many(pair):
 
 
 def aspects(pair):
-    x, asked = decoded(pair, "diffusion", n=512, kind=1)
+    x, asked = decoded(pair, "diffusion", n=512, kind=1, cfg=1.0)
     measured = metrics.aspect_w1(metrics.crystal_error(x, asked.kind, asked.cont[:, 1]).aspect)
-    return f"{pair.name}, diffusion prior: aspect W1, 512 rectangular", 0, float(measured), 0.03
+    return f"{pair.name}, diffusion prior: aspect W1, 512 rectangular, CFG 1", 0, float(measured), 0.03
 
 
 ABOUT_PRIORS = [reconstruction, posteriors, diffusion, normal,

@@ -4,6 +4,8 @@
     python gallery.py sweep      theta_sweep.gif    four lattices, each from one noise, while the angle asked for turns
     python gallery.py strip      strip.png          a crystal dissolves; the way back, and x_0 as predicted there
     python gallery.py letter     letter.gif         points that follow a learned score into a letter S
+    python gallery.py latent     vae_traversal.png  one latent of the VAE moved at a time
+    python gallery.py priors     priors.png, latent_diffusion.gif     three priors of one VAE, on the same conditions
     python gallery.py preview    crystals.png       the data
     python gallery.py audit      crystals_error.png, S_clouds.gif     from the trial, which takes two minutes
     python gallery.py all        all of them
@@ -26,9 +28,11 @@ import torch
 
 import audit
 import data
+import latent_prior
 import metrics
 import pictures
 import training
+import vae
 import vp_sde
 from make_gif import save_gif, write_whole
 
@@ -52,6 +56,14 @@ def hero(args, out):
 
 def letter(args, out):
     keep(vp_sde.main, ["--data", "S"], out, reverse_diffusion="letter")
+
+
+def latent(args, out):
+    keep(vae.main, ["--uncond"], out, traversal="vae_traversal")
+
+
+def priors(args, out):
+    keep(latent_prior.main, [], out, comparison="priors", reverse_diffusion="latent_diffusion")
 
 
 def preview(args, out):
@@ -102,7 +114,8 @@ def strip(args, out, kind=1, theta=0.3, aspect=1.2, columns=9):
     pictures.captioned_grid(out / "strip.png", vp_sde.unit(tiles)[:, 0].numpy(), captions, title, columns)
 
 
-FIGURES = {"hero": hero, "sweep": sweep, "strip": strip, "letter": letter, "preview": preview, "audit": trial}
+FIGURES = {"hero": hero, "sweep": sweep, "strip": strip, "letter": letter, "latent": latent, "priors": priors,
+           "preview": preview, "audit": trial}
 
 
 def main(argv=None):

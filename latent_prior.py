@@ -12,7 +12,7 @@ the mixture of posteriors (MoP), and this one.  It writes samples.png, compariso
 samples.npz and metrics.json to outputs/latent_prior/uncond_ddim_seed0/.  Other lessons:
 
     python latent_prior.py --eta 1 --steps 1000       DDPM ancestral sampling, every step of the chain
-    python latent_prior.py --kind 1 --n 512           512 rectangular crystals: is the law of the aspect right?
+    python latent_prior.py --kind 1 --n 512 --cfg 1   512 rectangular crystals: is the law of the aspect right?
     python latent_prior.py --cfg 0                    no condition: the prior has to invent type, angle and aspect
     python latent_prior.py --train --out outputs/mine train from nothing, on the VAE that ships or --vae PATH
     python latent_prior.py --ckpt assets/checkpoints/latent_prior_cond.pt    on the VAE that is told the condition
@@ -481,8 +481,8 @@ def make_parser():
     add("--steps", type=training.count, default=50, help="network calls per sample, at most T (default %(default)s)")
     add("--eta", type=training.number(float, 0, 1), default=0.0,
         help="0: deterministic DDIM; 1: ancestral, as DDPM (default %(default)s)")
-    add("--cfg", type=training.number(float, 0), default=1.0,
-        help="w in eps_u + w (eps_c - eps_u): 0 unconditional, 1 conditional, continuous between (default %(default)s)")
+    add("--cfg", type=training.number(float, 0), default=1.5,
+        help="guidance w in eps_u + w (eps_c - eps_u): 0 unconditional, 1 plain conditional (default %(default)s)")
     add("--n", "--n-samples", type=training.count, default=36, help="samples of each prior (default %(default)s)")
     add("--kind", type=training.number(int, 0, 3),
         help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")

@@ -357,8 +357,9 @@ def crystal_report(x, kind=None, theta=None, seed=0):
     asked, H = kind is not None, x.shape[-1]
     fit = crystal_error(x, kind, theta)
     pieces = zip(*(c.split(CHUNK) for c in fit[1:]), strict=True)
-    truth = torch.cat([render(k, t, b, img_size=H) for k, t, b in pieces]).float()
-    lowest = (to_u8(truth).double() / 255 - truth).square().mean((1, 2, 3)).sqrt().mean()
+    truth = [render(k, t, b, img_size=H).float() for k, t, b in pieces]
+    lowest = torch.cat([(to_u8(x) / 255 - x).square().mean((1, 2, 3)).sqrt() for x in truth]).mean()
+    truth = torch.cat(truth)
     e = fit.error
     result = {"condition": "type and angle" if asked else "none", "crystal_error_mean": e.mean(),
               "crystal_error_worst": e.max(), "crystal_error_floor": lowest,

@@ -62,6 +62,16 @@ def test_quick_needs_no_checkpoint_and_a_false_claim_fails(tmp_path, monkeypatch
     assert audit.main(["--quick", "--out", str(tmp_path)]) == 1
 
 
+@pytest.mark.skipif(not (training.SHIPPED / "latent_prior.pt").exists(), reason="a checkpoint is not there")
+def test_the_shipped_prior_is_judged_with_its_vae():
+    pair = audit.load(training.SHIPPED / "latent_prior.pt")
+    assert audit.family(pair) == "priors"
+    x, asked = audit.decoded(pair, "diffusion", steps=10, n=8)
+    assert x.shape == (8, 1, 64, 64) and asked.kind.tolist() == [0, 1, 2, 3] * 2
+    _, _, measured, limit = audit.reconstruction(pair)
+    assert measured < limit
+
+
 def test_a_network_that_is_the_closed_form_passes(monkeypatch):
     """The rows about points measure nothing but the network: the exact score has no error and the best loss."""
     config = dict(data="S", beta_min=0.1, beta_max=20.0, img_size=64)
