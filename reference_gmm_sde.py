@@ -15,6 +15,10 @@ with distances to exact samples beside their floors, which is what exact samples
 takes 20 seconds and puts every formula and integrator of this file on trial (the rows are in reference_audit.py).
 Left out: anything learned. The torch scripts are judged by what is here, so they bring their own samplers.
 """
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11", "tqdm>=4.66,<5"]
+# ///
 
 import argparse
 import io
