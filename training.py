@@ -9,6 +9,11 @@ to keep.  To turn the `last.pt` of a run into the small file that ships:
 
     python training.py outputs/vp_sde/crystals_sde_seed0/last.pt assets/checkpoints/vp_sde.pt
 """
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11",
+#                 "tqdm>=4.66,<5"]
+# ///
 
 import argparse
 import contextlib
