@@ -124,6 +124,8 @@ def read_frames(folder):
     frames = []
     for _, path in found:
         try:
+            if not path.is_file():  # of a pipe nobody writes into, a reader waits for ever
+                raise OSError("no file")
             frames.append(iio.imread(path, plugin="pillow", mode="RGB"))
         except Exception as error:  # damaged files raise whatever the decoder feels like
             raise ValueError(f"{path} is not a readable PNG") from error

@@ -574,7 +574,7 @@ def parse_args(argv):
     if args.config:  # its settings go in front of the flags, so that flags win
         try:
             settings = dict(json.loads(Path(args.config).read_text()), config=None)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             parser.error(f"--config {args.config} is not a readable config.json: {error}")
         flags = [(f"--{k.replace('_', '-')}", v) for k, v in settings.items() if v is not None and v is not False]
         args = parser.parse_args([flag if v is True else f"{flag}={v}" for flag, v in flags] + argv)

@@ -1,6 +1,7 @@
 """A GIF is judged by what a decoder reads back from the file, not by what was meant to be written."""
 
 import base64
+import os
 import re
 import subprocess
 import sys
@@ -157,6 +158,7 @@ def test_command_line_in_numeric_order(tmp_path):
 COMPLAINTS = {
     "absent": "no folder", "empty": "no frame_", "gap": "frame 2 is missing", "twice": "twice", "sizes": "frame 3",
     "damaged": "frame_0001.png", "time": "duration", "nan": "duration", "name": ".gif", "unwritable": "a.gif",
+    "pipe": "frame_0001.png",
 }  # fmt: skip
 
 
@@ -176,6 +178,9 @@ def test_bad_command_lines(tmp_path, capsys, case):
         write_frames(folder, [3], width=40)
     elif case == "damaged":
         (folder / "frame_0001.png").write_bytes(b"\x89PNG but not really")
+    elif case == "pipe":
+        (folder / "frame_0001.png").unlink()
+        os.mkfifo(folder / "frame_0001.png")
     elif case == "name":
         output = tmp_path / "a.mp4"
     elif case == "unwritable":
