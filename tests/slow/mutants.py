@@ -26,6 +26,8 @@ import sys
 import tempfile
 import time
 import tokenize
+from fnmatch import fnmatch
+from itertools import zip_longest
 from pathlib import Path
 
 import imageio.v3  # noqa: F401
@@ -39,18 +41,19 @@ import matplotlib.pyplot  # noqa: E402, F401
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = ("data", "metrics", "reference_gmm_sde", "vp_sde", "vae", "latent_prior", "dddm", "vae_gan")
-NO_MATHEMATICS = (  # what these do is files, pictures, words or plumbing
-    "main make_parser parse_args settle settle_* take_* load load_* build sample sample_* training_samples train simulate "
-    "write_* save_* draw preview traversal loss_curve caption crystal_report cached_latents fingerprint told "
-    "channels_last unit shipped summary report_* plot_* picture_*").split()
-SWAPS = {"+": "-", "-": "+", "*": "/", "/": "*", "**": "*", "//": "*", "%": "*", "@": "*", "<": "<=", "<=": "<", ">": ">=",
-         ">=": ">", "==": "!=", "!=": "==", "+=": "-=", "-=": "+=", "*=": "/=", "/=": "*="}
+NO_MATHEMATICS = {  # what these do is files, pictures, words or plumbing; a star stands for any end
+    "main", "make_parser", "parse_args", "settle*", "take_*", "load*", "build", "sample", "sample_*", "train",
+    "training_samples", "simulate", "write_*", "save_*", "draw", "preview", "traversal", "loss_curve", "caption",
+    "told", "crystal_report", "cached_latents", "fingerprint", "channels_last", "unit"}  # fmt: skip
+SWAPS = {"+": "-", "-": "+", "*": "/", "/": "*", "**": "*", "//": "*", "%": "*", "@": "*", "<": "<=", "<=": "<",
+         ">": ">=", ">=": ">", "==": "!=", "!=": "==", "+=": "-=", "-=": "+=", "*=": "/=", "/=": "*="}
 NAMES = {"min": "max", "max": "min", "sin": "cos", "cos": "sin", "alpha": "sigma", "sigma": "alpha", "exp": "expm1",
          "expm1": "exp", "mean": "sum", "sum": "mean", "argmin": "argmax", "argmax": "argmin", "and": "or", "or": "and",
          "True": "False", "False": "True", "beta_min": "beta_max", "beta_max": "beta_min", "sqrt": "square",
          "square": "sqrt", "log": "log1p", "log1p": "log", "alpha_s": "sigma_s", "sigma_s": "alpha_s",
-         "alpha_t": "sigma_t", "sigma_t": "alpha_t", "clamp_min": "clamp_max", "clamp_max": "clamp_min", "eps_u": "eps_c",
-         "eps_c": "eps_u", "x0_hat": "x", "ceil": "floor", "floor": "ceil", "minimum": "maximum", "maximum": "minimum",
+         "alpha_t": "sigma_t", "sigma_t": "alpha_t", "clamp_min": "clamp_max", "clamp_max": "clamp_min",
+         "eps_u": "eps_c", "eps_c": "eps_u", "x0_hat": "x",
+         "ceil": "floor", "floor": "ceil", "minimum": "maximum", "maximum": "minimum",
          "ones": "zeros", "zeros": "ones", "logsumexp": "amax", "inf": "pi", "not": "", "abs": "square", "rho": "eta"}
 
 
@@ -59,7 +62,7 @@ def mathematics(tree):
     ranges = []
     for node in tree.body:
         name = getattr(node, "name", "")
-        plumbing = any(name == p or (p.endswith("*") and name.startswith(p[:-1])) for p in NO_MATHEMATICS)
+        plumbing = any(fnmatch(name, pattern) for pattern in NO_MATHEMATICS)
         network = isinstance(node, ast.ClassDef) and any("Module" in ast.unparse(base) for base in node.bases)
         if name and not plumbing and not network:
             ranges.append((node.lineno, node.end_lineno))
@@ -74,7 +77,7 @@ def out_of_bounds(tree):
             lines |= set(range(node.lineno, node.end_lineno + 1))
         elif isinstance(node, ast.If) and isinstance(node.body[0], ast.Raise):  # what is refused: the fuzz's affair
             lines |= set(range(node.lineno, node.body[0].end_lineno + 1))
-        elif isinstance(node, (ast.FunctionDef, ast.Lambda)) and isinstance(node, ast.FunctionDef):
+        elif isinstance(node, ast.FunctionDef):
             lines |= set(range(node.lineno - len(node.decorator_list), node.body[0].lineno))
     return lines
 
@@ -91,9 +94,7 @@ def other(token, before):
     if token.type == tokenize.OP and token.string in SWAPS:
         ends = before.string in (")", "]") or before.type in (tokenize.NAME, tokenize.NUMBER)
         binary = ends and not keyword.iskeyword(before.string)
-        if binary:
-            return SWAPS[token.string]
-        return "+" if token.string == "-" else None  # a sign; stars of arguments stay
+        return SWAPS[token.string] if binary else "+" if token.string == "-" else None  # stars of arguments stay
     return None
 
 
@@ -124,27 +125,20 @@ def change(text, line, column, was, new):
 
 
 def draw(names, n, seed):
-    """n mutants, evenly over files, and within a file first of different lines."""
-    rng, chosen = random.Random(seed), {name: [] for name in names}
-    pools = {}
+    """n mutants, as many of each file, and within a file of as many lines as there are."""
+    pools = []
     for name in names:
-        lines = {}
+        rng, lines = random.Random(f"{seed} {name}"), {}  # another file changes nothing about this one's
         for mutant in mutants_of(name):
-            lines.setdefault(mutant[0], []).append(mutant)
+            lines.setdefault(mutant[0], []).append((name, *mutant))
         for several in lines.values():
             rng.shuffle(several)
-        depth = max(map(len, lines.values()), default=0)
-        pools[name] = []
-        for k in range(depth):  # one of every line, then another of every line, and so on
-            layer = [several[k] for several in lines.values() if len(several) > k]
+        layers = [[m for m in layer if m] for layer in zip_longest(*lines.values())]  # one of every line, another, ...
+        for layer in layers:
             rng.shuffle(layer)
-            pools[name] += layer
-    while sum(map(len, chosen.values())) < n and any(len(chosen[name]) < len(pools[name]) for name in names):
-        for name in names:
-            if len(chosen[name]) < len(pools[name]):
-                chosen[name].append(pools[name][len(chosen[name])])
-    everyone = [(name, *mutant) for name in names for mutant in chosen[name]]
-    return everyone[:n] if len(everyone) > n else everyone
+        pools.append([mutant for layer in layers for mutant in layer])
+    chosen = set([m for turn in zip_longest(*pools) for m in turn if m][:n])
+    return [mutant for pool in pools for mutant in pool if mutant in chosen]
 
 
 # ----------------------------------------------------------------------------------------------------------- one mutant
@@ -220,7 +214,7 @@ def main():
     parser.add_argument("--n", type=int, default=160, help="mutants (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=MODULES, help="scripts (default: all that are there)")
-    parser.add_argument("--json", metavar="FILE", help="where results are kept; those that are there are not made again")
+    parser.add_argument("--json", metavar="FILE", help="where results are kept; what is there is not made again")
     parser.add_argument("--list", action="store_true", help="only count them")
     parser.add_argument("--slowest", type=float, default=30, help="leave out tests slower than this, seconds")
     args = parser.parse_args()
