@@ -420,15 +420,17 @@ def side_by_side(model, path):
 
 # ---------------------------------------------------------------------------------------------------------- the verdict
 
-LOADERS = {"vp_sde": load_score, "latent_prior": load_pair}
+LOADERS = {"vp_sde": (load_score, vp_sde), "latent_prior": (load_pair, latent_prior)}
 
 
 def load(path):
     """What a checkpoint can be judged by.  Raises ValueError where there is no closed form for it."""
-    checkpoint = training.load_checkpoint(path)
-    if checkpoint["script"] not in LOADERS:
-        raise ValueError(f"{path} was made by {checkpoint['script']}.py, whose checkpoints are not judged here")
-    return LOADERS[checkpoint["script"]](path, checkpoint, training.pick_device("auto"))
+    made_by = training.load_checkpoint(path)["script"]
+    if made_by not in LOADERS:
+        raise ValueError(f"{path} was made by {made_by}.py, whose checkpoints are not judged here")
+    loader, script = LOADERS[made_by]
+    checkpoint = training.load_checkpoint(path, made_by, script.make_parser())
+    return loader(path, checkpoint, training.pick_device("auto"))
 
 
 def judge(rows, table):

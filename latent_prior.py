@@ -230,7 +230,7 @@ def fingerprint(net):
 def load_vae(path, device):
     """The VAE of a checkpoint, its config and its fingerprint.  Its weights are rounded as in a shipped file."""
     path = Path(path) if Path(path).exists() else Path(__file__).parent / path
-    checkpoint = training.load_checkpoint(path, "vae")
+    checkpoint = training.load_checkpoint(path, "vae", vae.make_parser())
     if missing := [key for key in (*vae.MODEL_FLAGS, "seed", "data_path") if key not in checkpoint["config"]]:
         raise ValueError(f"{path} does not say its {missing[0]}: it is damaged, or of another version")
     net = training.load_weights(vae.build(checkpoint["config"]), checkpoint["ema"], path).half().float().eval()
