@@ -345,7 +345,7 @@ def load_weights(module, weights: dict, path):
     return module
 
 
-def resume_settings(args, given, stored: dict, may_differ=("train_steps", "save_every", "device")):
+def resume_settings(args, given, stored: dict, may_differ=("train_steps", "save_every", "device", "data_dir")):
     """Give args the settings of the run that goes on.  Raises ValueError for a flag that contradicts them."""
     for key in sorted(set(stored) & set(vars(args)) - {"out", "resume", "train", "config"}):
         value = getattr(args, key)
@@ -397,8 +397,8 @@ def restore(checkpoint, net, ema, optimizer, out) -> int:
     return checkpoint["step"]
 
 
-def save_run(out, script, config, step, net, ema, optimizer):
-    parts = dict(model=net.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict())
+def save_run(out, script, config, step, net, ema, optimizer, **more):
+    parts = dict(model=net.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(), **more)
     save_checkpoint(out / "last.pt", dict(script=script, config=config, step=step, **parts))
 
 
