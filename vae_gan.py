@@ -97,20 +97,24 @@ class VAE(nn.Module):
 
 
 class Critic(nn.Module):
-    """D of a PatchGAN: logits [N, 1, 7, 7], each of a patch of 20 x 20 pixels, a step of 4 apart.
+    """D of a PatchGAN: logits [N, 1, 7, 7], each of a patch of 28 x 28 pixels, 4 pixels apart: overlapping.
 
-    Spectral norms keep every layer's gain at 1, so that D stays smooth where it is sure.
+    Large patches, because prior samples are to be whole digits; the one in the middle is the image.  Spectral norms
+    keep every layer's gain at 1, so that D stays smooth where it is sure.
     """
 
     def __init__(self, width=64):
         super().__init__()
         self.conv1 = spectral_norm(nn.Conv2d(16, width, 3, padding=1))
         self.conv2 = spectral_norm(nn.Conv2d(width, width, 3, padding=1))
+        self.conv3 = spectral_norm(nn.Conv2d(width, width, 3, padding=1))
         self.out = spectral_norm(nn.Conv2d(width, 1, 1))
 
     def forward(self, x):
-        h = F.leaky_relu(self.conv1(channels_last(F.pixel_unshuffle(x, 4))), 0.2)
-        return self.out(F.leaky_relu(self.conv2(h), 0.2)).float()
+        h = channels_last(F.pixel_unshuffle(x, 4))
+        for layer in (self.conv1, self.conv2, self.conv3):
+            h = F.leaky_relu(layer(h), 0.2)
+        return self.out(h).float()
 
 
 class Classifier(nn.Module):
@@ -260,7 +264,8 @@ def train(config, out, device, checkpoint=None):
                 critic_loss(real, fake).backward(inputs=list(critic.parameters()))
                 critic_optimizer.step()
                 terms |= {"adversarial_weight": w, "d_real": real.sigmoid().mean(), "d_fake": fake.sigmoid().mean()}
-            norm = nn.utils.clip_grad_norm_(net.parameters(), 50.0)
+            # clipped apart, so that the adversary cannot reach the encoder by way of a common norm
+            norm = sum(nn.utils.clip_grad_norm_(part.parameters(), 50.0) for part in (net.encode, net.decode))
             training.check_finite(loss.item() + norm.item(), step + 1, out)
             optimizer.step()
             update_ema(ema, net, config["ema_decay"], step)
@@ -329,8 +334,9 @@ def make_judge(args, out, device):
             "gradient_energy": metrics.gradient_energy(x)}
     weights = {key: value.half() for key, value in net.state_dict().items()}
     config = {"scheme": "judge", "width": JUDGE_WIDTH, "seed": args.seed + 1000}
+    digits, labels = (part[:32].clone() for part in test_set)
     training.save_checkpoint(out / "judge.pt", dict(script="vae_gan", config=config, step=JUDGE_STEPS, ema=weights,
-                                                    mean=mean, cov=cov, said=said, digits=test_set[0][:32].clone()))
+                                                    mean=mean, cov=cov, said=said, digits=digits, labels=labels))
     return said
 
 
@@ -366,7 +372,7 @@ def report(net, args, device):
     tests = data.load_mnist(args.data_dir, train=False)[0].float() / 255 if here else digits
     x_hat, kl = reconstruct(net, tests, device, args.precision)
     said = real["said"]
-    return {"n": args.n, "frechet": metrics.frechet(features, real["mean"], real["cov"]) if args.n > 1 else None,
+    return {"n": args.n, "frechet": metrics.frechet(features, real["mean"], real["cov"]),
             "share_sure": (sure > SURE).double().mean().item(),
             "gradient_energy": metrics.gradient_energy(x) / said["gradient_energy"],
             "reconstruction_mse": (x_hat - tests).square().mean().item(), "n_reconstructed": len(tests),
@@ -389,7 +395,8 @@ def table(results):
         values = [results[name][key] for name in names]
         cells = [f"{v:{form}}" for v in values if v is not None]
         cells.append(f"{real:{form}}" if real is not None else " " * 10)
-        print(f"{label:36}" + "".join(cells) + (f"{values[-1] / values[0]:10.2f}" if len(values) > 1 else ""))
+        cells += [f"{values[1] / values[0]:10.2f}"] if len(values) > 1 and values[0] > 0 else []
+        print(f"{label:36}" + "".join(cells))
     print(f"{of['n']:,} samples; Frechet distance in the 64 features of a classifier held out of training (accuracy "
           f"{of['real']['accuracy']:.1%}), to {of['real']['n_real']:,} test digits;\nreal: training digits against "
           f"test digits; reconstructions of {of['n_reconstructed']:,} test digits")
@@ -429,7 +436,7 @@ def make_parser():
     add("--data-dir", metavar="DIR", default="data",
         help="folder that holds MNIST/raw, or that it is downloaded to (default %(default)s)")
     add("--z-dim", type=training.number(int, 1, 1024), default=12, help="latents (default %(default)s)")
-    add("--beta", type=training.number(float, 0, 1e6, open_low=True), default=0.2,
+    add("--beta", type=training.number(float, 0, 1e6, open_low=True), default=0.5,
         help="weight of the KL beside the squared error of an image; pixel variance is beta / 2 (default %(default)s)")
     add("--beta-warmup", type=training.number(int, 0, 10**9), default=500, metavar="STEPS",
         help="beta rises from 0 over so many steps (default %(default)s)")
@@ -440,18 +447,19 @@ def make_parser():
         help="weight p of the perceptual distance; 0 switches it off (default %(default)s)")
     add("--adversarial", type=training.number(float, 0, 1e6), default=0.5,
         help="weight a of the adversary, beside the adaptive one; 0 switches it off (default %(default)s)")
-    add("--adversarial-cap", type=training.positive, default=100.0, help="cap of w (default %(default)s)")
+    add("--adversarial-cap", type=training.positive, default=200.0, help="cap of w (default %(default)s)")
     add("--critic-start", type=training.number(int, 0, 10**9), default=500, metavar="STEPS",
         help="the adversary is frozen for so many steps, then its weight rises for as many (default %(default)s)")
-    add("--critic-lr", type=training.positive, default=5e-4, help="learning rate of D (default %(default)s)")
+    add("--critic-lr", type=training.positive, default=1e-3, help="learning rate of D (default %(default)s)")
     add = parser.add_argument_group("sampling").add_argument
-    add("--n", "--n-samples", type=training.count, default=10_000, help="samples of the prior (default %(default)s)")
+    add("--n", "--n-samples", type=training.number(int, 2, 10**7), default=10_000,
+        help="samples of the prior (default %(default)s)")
     add("--compare", action="store_true", help="both schemes side by side: the table and the picture")
     add("--against", metavar="PATH", help="with --compare: run or checkpoint of composite, --ckpt being that of simple")
     add("--judge", metavar="FILE",
         help="the held-out classifier and what it says of real digits (default: the one that ships)")
     add("--make-judge", action="store_true", help="train such a classifier, and write judge.pt")
-    training.shared_flags(parser, train_steps=10_000, batch_size=64, lr=1e-3)
+    training.shared_flags(parser, train_steps=8000, batch_size=64, lr=1e-3)
     return parser
 
 
