@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import math
+import shutil
 import struct
 from pathlib import Path
 
@@ -26,20 +27,6 @@ def normals(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def write_mnist(folder, n=40):
-    """A few smooth blobs and random labels in MNIST's format."""
-    raw, rng = Path(folder, "MNIST", "raw"), np.random.default_rng(0)
-    raw.mkdir(parents=True)
-    for part in ("train", "t10k"):
-        noise = torch.from_numpy(rng.random((n, 1, 28, 28), dtype=np.float32))
-        x = (F.avg_pool2d(noise, 5, 1, 2)[:, 0] * 900 - 380).clamp(0, 255).byte().numpy()
-        y = rng.integers(0, 10, n, dtype=np.uint8)
-        for name, magic, a in (("images-idx3", 2051, x), ("labels-idx1", 2049, y)):
-            content = struct.pack(f">{1 + a.ndim}I", magic, *a.shape) + a.tobytes()
-            (raw / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(content))
-    return folder
-
-
 @pytest.fixture(scope="module", autouse=True)
 def short_classifiers():
     with pytest.MonkeyPatch.context() as patch:
@@ -49,9 +36,10 @@ def short_classifiers():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(mnist_folder, tmp_path_factory):
     """A folder with data, a judge of them, and a tiny run of each scheme, made through the command line."""
-    folder = write_mnist(tmp_path_factory.mktemp("vae_gan"))
+    folder = tmp_path_factory.mktemp("vae_gan")
+    shutil.copytree(mnist_folder / "MNIST", folder / "MNIST")
     vae_gan.main(["--make-judge", "--data-dir", str(folder), "--precision", "float32", "--out", str(folder / "judge")])
     for scheme in vae_gan.SCHEMES:
         vae_gan.main([*TINY, *of(folder), "--scheme", scheme, "--out", str(folder / scheme)])
@@ -337,8 +325,8 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys, monkeypatch):
     (tmp_path / "a.json").write_text("{not json")
     (tmp_path / "b.json").write_text('{"z_dim": 8, "colour": 1}')
     assert "a.json" in fails(capsys, "--config", "a.json") and "'colour'" in fails(capsys, "--config", "b.json")
-    raw = write_mnist(tmp_path / "bad") / "MNIST" / "raw"
-    labels = raw / "train-labels-idx1-ubyte.gz"
+    shutil.copytree(folder / "MNIST", tmp_path / "bad" / "MNIST")
+    labels = tmp_path / "bad" / "MNIST" / "raw" / "train-labels-idx1-ubyte.gz"
     whole = gzip.decompress(labels.read_bytes())
     for content, says in ((struct.pack(">2I", 2051, 40) + whole[8:], "magic number is 2051"),
                           (struct.pack(">2I", 2049, 39) + whole[9:], "40 images, but 39 labels"),
