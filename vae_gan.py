@@ -363,9 +363,8 @@ def draw(net, n, seed, device, precision):
     return torch.cat(out)
 
 
-def report(net, args, device):
+def report(net, judge, real, args, device):
     """The numbers of one network, its samples [n, 1, 28, 28], the 32 test digits that ship, reconstructed as well."""
-    judge, real = load_judge(args.judge or training.SHIPPED / "mnist_judge.pt")
     digits, here = real["digits"].float() / 255, Path(args.data_dir, "MNIST", "raw").is_dir()
     x = draw(net, args.n, args.seed, device, args.precision)
     sure, features = judge_of(judge, x)
@@ -384,22 +383,21 @@ def report(net, args, device):
 def table(results):
     """Print the numbers of one scheme, or of both with their ratio, beside those of real digits."""
     names, of = list(results), next(iter(results.values()))
-    rows = (("Frechet distance of samples", "frechet", "10.3f", of["real"]["frechet_floor"]),
-            ("gradient energy of samples / real", "gradient_energy", "10.3f", 1.0),
-            (f"share of samples with p > {SURE}", "share_sure", "10.3f", of["real"]["share_sure"]),
-            ("reconstruction MSE per pixel", "reconstruction_mse", "10.5f", 0.0),
-            ("gradient energy of reconstructions", "reconstruction_gradient_energy", "10.3f", 1.0),
-            ("KL, nats", "kl_nats", "10.2f", None))
-    print(f"{'':36}" + "".join(f"{name:>10}" for name in names) + f"{'real':>10}" + f"{'ratio':>10}" * (len(names) > 1))
-    for label, key, form, real in rows:
+    said = of["real"]
+    rows = {"frechet": ("Frechet distance of samples", said["frechet_floor"]),
+            "gradient_energy": ("their gradient energy / real", 1),
+            "share_sure": (f"share of them with p > {SURE}", said["share_sure"]),
+            "reconstruction_mse": ("reconstruction MSE per pixel", 0),
+            "reconstruction_gradient_energy": ("gradient energy / real", 1), "kl_nats": ("KL, nats", "")}
+    heads = [*names, "real", *["ratio"][: len(names) - 1]]
+    print(f"{'':30}" + "".join(f"{head:>11}" for head in heads))
+    for key, (label, real) in rows.items():
         values = [results[name][key] for name in names]
-        cells = [f"{v:{form}}" for v in values if v is not None]
-        cells.append(f"{real:{form}}" if real is not None else " " * 10)
-        cells += [f"{values[1] / values[0]:10.2f}"] if len(values) > 1 and values[0] > 0 else []
-        print(f"{label:36}" + "".join(cells))
-    print(f"{of['n']:,} samples; Frechet distance in the 64 features of a classifier held out of training (accuracy "
-          f"{of['real']['accuracy']:.1%}), to {of['real']['n_real']:,} test digits;\nreal: training digits against "
-          f"test digits; reconstructions of {of['n_reconstructed']:,} test digits")
+        ratio = [values[1] / values[0]] if len(values) > 1 and values[0] else []
+        print(f"{label:30}" + "".join(f"{v:11.4g}" if v != "" else " " * 11 for v in [*values, real, *ratio]))
+    print(f"{of['n']:,} samples; Frechet distance in the features of a classifier held out of training (accuracy "
+          f"{said['accuracy']:.1%}), to {said['n_real']:,} test digits;\nits floor is that of training digits; "
+          f"reconstructions of {of['n_reconstructed']:,} test digits")
 
 
 def panels(path, columns):
@@ -412,11 +410,11 @@ def panels(path, columns):
     pictures.save_figure(path, figure)
 
 
-def sample(nets, args, out, device):
-    """Numbers, pictures and samples of one network, or of both schemes.  nets: by scheme."""
+def sample(nets, judge, args, out, device):
+    """Numbers, pictures and samples of one network, or of both schemes.  nets: by scheme; judge: of `load_judge`."""
     clock, results, columns = training.stopwatch(), {}, {}
     for scheme, net in nets.items():
-        results[scheme], x, digits, x_hat = report(net, args, device)
+        results[scheme], x, digits, x_hat = report(net, *judge, args, device)
         columns |= {"test digits": digits, f"{scheme}: reconstructions": x_hat, f"{scheme}: z from N(0, I)": x}
         training.save_npz(out / f"samples_{scheme}.npz", x=x.numpy())
     table(results)
@@ -493,6 +491,7 @@ def main(argv=None):
         if args.make_judge and (args.train or args.resume or args.compare):
             raise ValueError("--make-judge trains the judge and nothing else")
         checkpoints = {} if args.make_judge else opened(args, given)
+        judge = None if args.make_judge else load_judge(args.judge or training.SHIPPED / "mnist_judge.pt")
         if args.train and not args.resume and args.epochs:
             training.settle_epochs(args, given, len(data.load_mnist(args.data_dir, train=True)[0]))
         device = training.pick_device(args.device)
@@ -507,7 +506,7 @@ def main(argv=None):
         if args.train:
             training.save_json(out / "config.json", config)
             nets = {args.scheme: train(config, out, device, checkpoints.get(args.scheme))}
-        result = make_judge(args, out, device) if args.make_judge else sample(nets, args, out, device)
+        result = make_judge(args, out, device) if args.make_judge else sample(nets, judge, args, out, device)
         training.close_run(out, config, result)
 
 
