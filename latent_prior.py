@@ -233,6 +233,8 @@ def load_vae(path, device):
     checkpoint = training.load_checkpoint(path, "vae", vae.make_parser())
     if missing := [key for key in (*vae.MODEL_FLAGS, "seed", "data_path") if key not in checkpoint["config"]]:
         raise ValueError(f"{path} does not say its {missing[0]}: it is damaged, or of another version")
+    if vae.is_digits(checkpoint["config"]):
+        raise ValueError(f"{path} is a VAE of digits: this prior is one of crystals")
     net = training.load_weights(vae.build(checkpoint["config"]), checkpoint["ema"], path).half().float().eval()
     return net.to(device).requires_grad_(False), checkpoint["config"], fingerprint(net)
 

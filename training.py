@@ -386,7 +386,7 @@ def load_weights(module, weights: dict, path):
     return module
 
 
-def resume_settings(args, given, stored: dict, may_differ=("train_steps", "save_every", "device")):
+def resume_settings(args, given, stored: dict, may_differ=("train_steps", "save_every", "device", "data_dir")):
     """Give args the settings of the run that goes on.  Raises ValueError for a flag that contradicts them."""
     for key in sorted(set(stored) & set(vars(args)) - {"out", "resume", "train", "config"}):
         value = getattr(args, key)
@@ -452,8 +452,8 @@ def load_optimizer(optimizer, saved, path):
         raise ValueError(f"the state of the optimizer in {path} is damaged, or of another network")
 
 
-def save_run(out, script, config, step, net, ema, optimizer):
-    parts = dict(model=net.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict())
+def save_run(out, script, config, step, net, ema, optimizer, **more):
+    parts = dict(model=net.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(), **more)
     save_checkpoint(out / "last.pt", dict(script=script, config=config, step=step, **parts))
 
 
