@@ -29,7 +29,6 @@ import argparse
 import math
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -69,8 +68,9 @@ def like(v, x):
 def bridge(x_t, x_0, t, s, churn, z):
     """A draw from p(x_s | x_0, x_t), 0 <= s < t <= 1.  z: standard normal, shaped like x_t.
 
-    eps_hat is the noise that is in x_t; x_s keeps a share rho of it and takes the rest fresh, so that its noise is again
-    standard: alpha_s x_0 + sigma_s N(0, I) for any churn.  churn 1 is the DDPM posterior, 0 DDIM; s = 0 returns x_0.
+    eps_hat is the noise that is in x_t; x_s keeps a share rho of it and takes the rest fresh, so that its noise is
+    again standard: alpha_s x_0 + sigma_s N(0, I) for any churn.  Churn 1 is the DDPM posterior, churn 0 is DDIM, and
+    s = 0 returns x_0.
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(t), alpha_sigma(s)
     eps_hat = (x_t - alpha_t * x_0) / sigma_t
@@ -103,7 +103,7 @@ def energy_score(x_0, xhat, beta, lam):
 
 
 def weight(t, kind, bias):
-    """w(t) [N]: sigmoid(log(alpha^2 / sigma^2) - bias), or 1.  The sigmoid is nearly 0 where few-step sampling starts."""
+    """w(t) [N]: sigmoid(log(alpha^2 / sigma^2) - bias), or 1.  The sigmoid is nearly 0 where sampling starts."""
     return torch.sigmoid(2 * torch.log((1 - t) / t) - bias) if kind == "sigmoid" else torch.ones_like(t)
 
 
@@ -418,7 +418,7 @@ def plot_log(path, lines):
 
 
 def train(config, out, device, checkpoint=None):
-    """Train until config["train_steps"], or until Ctrl-C; writes last.pt, log.jsonl, loss.png and samples of the EMA."""
+    """Train until config["train_steps"], or until Ctrl-C; writes last.pt, log.jsonl, loss.png."""
     net, source = build(config).to(device), load_source(config)
     ema, main = training.start_ema(net), training.rank() == 0
     optimizer = torch.optim.AdamW(net.parameters(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -453,7 +453,7 @@ def train(config, out, device, checkpoint=None):
     return ema
 
 
-# ------------------------------------------------------------------------------------------- the job in the plane: points
+# ------------------------------------------------------------------------------------------- the job in the plane
 
 STEPS = (1, 2, 4, 8, 16, 32, 64)  # of the comparison
 
@@ -484,7 +484,7 @@ def posterior_std(gmm, x, t):
 
 
 def posteriors(net, config, gmm, device, precision, seed=0, draws=4096):
-    """Ten pairs (t, x_t), x_t a draw of p_t; learned and exact posterior draws [draws, 2] and their std, learned, exact."""
+    """Ten pairs (t, x_t), x_t a draw of p_t; draws [draws, 2] of the learned and the exact posterior, their stds."""
     rng, out = np.random.default_rng([seed, 7]), []
     for t in (np.arange(10) + 0.5) / 10:
         x_t = (1 - t) * gmm.sample(1, rng) + t * rng.standard_normal((1, 2))
@@ -515,23 +515,25 @@ def plot_comparison(path, table, n):
 
 def plot_clouds(path, columns, gmm):
     """Clouds {title: [n, 2]} in one row, over the contours that hold 50 and 95 % of the true points."""
-    figure, axes = pictures.plt.subplots(1, len(columns), figsize=(2.6 * len(columns), 2.9), layout="constrained")
-    half = np.abs(gmm.means).max() + 4 * np.sqrt(gmm.eigenvalues.max())
-    axis = np.linspace(-half, half, 161)
-    density = np.exp(gmm.log_prob(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)))
+    reach = 4 * np.sqrt(gmm.eigenvalues.max())
+    low, high = gmm.means.min(0) - reach, gmm.means.max(0) + reach
+    x_axis, y_axis = (np.linspace(*ends, 161) for ends in zip(low, high, strict=True))
+    density = np.exp(gmm.log_prob(np.stack(np.meshgrid(x_axis, y_axis), -1).reshape(-1, 2)))
     ranked = np.sort(density)[::-1]
     levels = ranked[np.searchsorted(np.cumsum(ranked) / ranked.sum(), [0.95, 0.5])]
+    size = 2.8 * len(columns), 2.8 * (high[1] - low[1]) / (high[0] - low[0]) + 0.4
+    figure, axes = pictures.plt.subplots(1, len(columns), figsize=size, layout="constrained")
     for ax, (title, x) in zip(axes, columns.items(), strict=True):
         ax.plot(*x[:2000].T, "o", ms=1.6, mew=0, alpha=0.5, color="#1f4e79")
-        ax.contour(axis, axis, density.reshape(161, 161), levels, colors="#e08214", linewidths=1)
-        ax.set(xlim=(-half, half), ylim=(-half, half), xticks=[], yticks=[], aspect="equal")
+        ax.contour(x_axis, y_axis, density.reshape(161, 161), levels, colors="#e08214", linewidths=1)
+        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[], aspect="equal")
         ax.set_title(title, fontsize=9)
     pictures.save_figure(path, figure)
 
 
 def plot_posteriors(path, found):
-    """Five of the ten posteriors: learned draws above, exact draws below, x_t / alpha_t marked."""
-    figure, axes = pictures.plt.subplots(2, 5, figsize=(13, 5.4), layout="constrained", sharex=True, sharey=True)
+    """Five of the ten posteriors: learned draws above, exact draws below, x_t marked."""
+    figure, axes = pictures.plt.subplots(2, 5, figsize=(13, 4.2), layout="constrained", sharex=True, sharey=True)
     for column, (t, x_t, learned, exact, std, true) in zip(axes.T, found[1::2], strict=True):
         for ax, x, name, s in zip(column, (learned, exact), ("learned", "exact"), (std, true), strict=True):
             ax.plot(*x[:1000].T, "o", ms=1.8, mew=0, alpha=0.5, color="#1f4e79" if name == "learned" else "#2a9d6f")
@@ -556,12 +558,12 @@ def sample_points(net, config, args, out, device):
     """The 2-D job: a cloud and its film, the comparison, learned posteriors beside exact ones, and the numbers."""
     gmm, clock = load_source(config), training.stopwatch()
     condition = torch.zeros(args.n, dtype=torch.long), torch.zeros(args.n)
-    x, film = draw(net, condition, config, args, device, (2,))
+    x, _ = draw(net, condition, config, args, device, (2,))
     seconds = clock()
     training.save_npz(out / "samples.npz", x=x.numpy())
-    label = f"learned posterior, {args.steps} step{'s' * (args.steps > 1)}"
-    save_gif(list(reference.draw([(t, y.double().numpy()) for t, y in film], gmm, label)), out / "sampling.gif",
-             duration=max(0.08, 1.2 / len(film)))
+    slow = argparse.Namespace(**vars(args) | {"steps": 32})  # for the eye: the few steps of the job make no film
+    film = [(t, y.double().numpy()) for t, y in draw(net, condition, config, slow, device, (2,))[1]]
+    save_gif(list(reference.draw(film, gmm, "learned posterior, 32 steps")), out / "sampling.gif", duration=0.1)
     mine = points_drawer(net, config, args.n, args.seed, args.precision, device)
     ordinary, rng = baseline_of(args, device), np.random.default_rng([args.seed, 3])
     means = {"ordinary diffusion, trained alike": (ordinary, (0, 1))} if ordinary else {}
@@ -588,7 +590,7 @@ def sample_points(net, config, args, out, device):
     return result | {"seconds": seconds, "posterior_std_off": off, "steps": STEPS, "comparison": table}
 
 
-# ------------------------------------------------------------------------------------------------------- the job: images
+# ------------------------------------------------------------------------------------------------------ the job: images
 
 
 def unit(x):
@@ -635,7 +637,8 @@ def sample_images(net, config, args, out, device):
     source = load_source(config)
     real, other = real_images(source, 2 * args.n, args.seed + 1).chunk(2)
     result |= {"mmd2_pixels": pixel_mmd2(x, real), "mmd2_pixels_floor": pixel_mmd2(other, real)}
-    print(f"MMD^2 of pixels {result['mmd2_pixels']:.2e}; real against real {result['mmd2_pixels_floor']:.2e} (n = {args.n})")
+    found, floor = result["mmd2_pixels"], result["mmd2_pixels_floor"]
+    print(f"MMD^2 of pixels {found:.2e}; real against real {floor:.2e} (n = {args.n})")
     if args.fid:
         result["fid"] = inception_fid(x, real_images(source, len(source[0]), 0))
         print(f"FID {result['fid']:.2f} (n = {args.n})")
@@ -658,8 +661,8 @@ TRAINING_SET = {"mnist": 60_000}  # images in an epoch, where not 50,000
 DEFAULTS = {  # what depends on the data; anything given on the command line wins
     "points": dict(width=128, depth=4, heads=1, patch=1, shared=1, xi_dim=4, m=8, steps=4, n=4096, img_size=1,
                    batch_size=512, train_steps=4000, lr=2e-3),
-    "crystals": dict(width=192, depth=6, heads=3, patch=8, shared=3, xi_dim=2, m=2, steps=8, n=36, img_size=64,
-                     batch_size=32, train_steps=12000, lr=1e-3),
+    "crystals": dict(width=192, depth=6, heads=3, patch=8, shared=4, xi_dim=2, m=2, steps=8, n=36, img_size=64,
+                     batch_size=32, train_steps=7000, lr=1.5e-3),
     "mnist": dict(width=128, depth=6, heads=2, patch=4, shared=3, xi_dim=16, m=4, steps=8, n=36, img_size=28,
                   batch_size=64, train_steps=10000, lr=1e-3),
     "cifar10": dict(width=384, depth=8, heads=6, patch=4, shared=4, xi_dim=64, m=8, steps=20, n=36, img_size=32,
@@ -670,13 +673,14 @@ DEFAULTS = {  # what depends on the data; anything given on the command line win
 def make_parser():
     parser = argparse.ArgumentParser(prog="dddm.py", description=__doc__.split("\n\n")[0],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument_group("data and network (a checkpoint knows its own; defaults depend on the data)").add_argument
+    add = parser.add_argument_group("data and network (a checkpoint knows its own; defaults: by data)").add_argument
     add("--data", choices=(*POINTS, *SIZES), default="mixture", help="2-D points or images (default %(default)s)")
     add("--data-dir", default="data", metavar="DIR", help="where MNIST and CIFAR-10 lie or go (default %(default)s)")
-    add("--img-size", type=training.number(int, 8, 1024), help="of crystals, pixels: a multiple of --patch (default 64)")
-    for flag, words in (("patch", "side of a token, pixels"), ("width", "of every layer"), ("depth", "layers or blocks"),
-                        ("heads", "of the attention, a divisor of --width"), ("xi-dim", "numbers in xi")):
-        add(f"--{flag}", type=training.number(int, 1, 4096), help=words)
+    add("--img-size", type=training.number(int, 8, 1024), help="of crystals: a multiple of --patch (default 64)")
+    words = dict(patch="side of a token, pixels", width="of every layer", depth="layers or blocks",
+                 heads="of the attention, a divisor of --width", xi_dim="numbers in xi")
+    for flag, meaning in words.items():
+        add(f"--{flag.replace('_', '-')}", type=training.number(int, 1, 4096), help=meaning)
     add("--shared", type=training.number(int, 0, 4096), help="of --depth: those before xi enters, one pass for all m")
     add = parser.add_argument_group("loss").add_argument
     add("--m", type=training.number(int, 1, 1024), help="particles a datum (default 8; crystals 2, mnist 4)")
@@ -700,7 +704,7 @@ def make_parser():
     add("--wandb", action="store_true", help="log to Weights & Biases as well; needs wandb")
     add("--wandb-project", default="dddm", metavar="NAME", help="(default %(default)s)")
     add("--wandb-name", metavar="NAME", help="name of the run there")
-    training.shared_flags(parser, train_steps=4000, batch_size=512, lr=2e-3)
+    training.shared_flags(parser, train_steps=None, batch_size=None, lr=None)  # None: by data, see DEFAULTS
     return parser
 
 
@@ -710,8 +714,7 @@ def settle(args, given, checkpoint):
         training.take_model_flags(args, given, checkpoint, MODEL_FLAGS)
     points = args.data in POINTS
     for key, value in DEFAULTS["points" if points else args.data].items():
-        if getattr(args, key) is None or (key not in given and key in ("batch_size", "train_steps", "lr")
-                                          and not args.resume):
+        if getattr(args, key) is None:
             setattr(args, key, value)
     if args.m < 2 and args.lam > 0:
         raise ValueError(f"--m {args.m}: the interaction needs pairs; take --m 2 or more, or --lam 0")
@@ -744,16 +747,17 @@ def main(argv=None):
         config = vars(args)
         net = training.load_net(build(config), checkpoint, args, device) if checkpoint and not args.train else None
         out = training.run_folder(args, "dddm", f"{args.data}_{args.steps}steps_seed{args.seed}")
-        with training.process_group(device):
-            if training.rank() == 0:
-                print(f"device {device}, {args.precision}; output in {out}")
-            if args.train:
-                if training.rank() == 0:
-                    training.save_json(out / "config.json", config)
+        if main := training.rank() == 0:
+            print(f"device {device}, {args.precision}; output in {out}")
+        if args.train:
+            if main:
+                training.save_json(out / "config.json", config)
+            with training.process_group(device):
                 net = train(config, out, device, checkpoint)
-        if training.rank() == 0:
-            job = sample_points if args.data in POINTS else sample_images
-            training.close_run(out, config, job(net, config, args, out, device))
+        if not main:
+            return
+        job = sample_points if args.data in POINTS else sample_images
+        training.close_run(out, config, job(net, config, args, out, device))
 
 
 if __name__ == "__main__":

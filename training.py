@@ -399,9 +399,19 @@ def my_share(n) -> slice:
     return slice(rank() * share, (rank() + 1) * share) if processes() > 1 else slice(0, n)
 
 
+class Together(DistributedDataParallel):
+    """The network wrapped, with the attributes of the one inside."""
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+
 def share_gradients(net):
     """The network as the loss is to call it: after backward() every process holds the mean of all gradients."""
-    return DistributedDataParallel(net) if processes() > 1 else net
+    return Together(net) if processes() > 1 else net
 
 
 def mean_over_processes(value: float) -> float:
@@ -413,7 +423,7 @@ def mean_over_processes(value: float) -> float:
 
 
 def anywhere(flag) -> bool:
-    """Whether it is set in any process: if one alone left the loop, the others would wait for its gradients for ever."""
+    """Whether it is set in any process: if one alone left the loop, the others would wait for it for ever."""
     return mean_over_processes(float(bool(flag))) > 0
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import dddm
 import reference_gmm_sde as reference
 import training
+import vp_sde
 
 ROOT = Path(dddm.__file__).parent
 TINY = ["--train", "--train-steps", "3", "--n", "4", "--batch-size", "4", "--width", "16", "--depth", "2", "--shared",
@@ -119,7 +120,10 @@ def test_churn_one_is_ddpm_and_churn_zero_is_ddim(s, t):
 # ------------------------------------------------------------------------------------------------------------- the loss
 
 
-@pytest.mark.parametrize("beta, lam, m, kind", product((0.1, 1.0, 2.0), (0.0, 0.4, 1.0), (2, 5), ("none", "sigmoid")))
+LOSSES = list(product((0.1, 1.0, 2.0), (0.0, 0.4, 1.0), (2, 5), ("none", "sigmoid")))
+
+
+@pytest.mark.parametrize("beta, lam, m, kind", LOSSES)
 def test_the_loss_is_the_double_loop(beta, lam, m, kind):
     """Weights inside the mean, datum by datum; a network that returns given particles."""
     g = torch.Generator().manual_seed(m)
@@ -309,48 +313,205 @@ def test_every_knob_changes_the_loss():
 WORKER = """
 import sys
 import torch
-import training
-{setup}
-folder, device = sys.argv[1], torch.device("cpu")
-torch.set_default_dtype(torch.float64)
-torch.set_num_threads(1)
-with training.process_group(device):
+import dddm, training, vp_sde
+
+def gradients_of_dddm(config):
+    net, source = dddm.build(config).double(), dddm.load_source(config)
+    draw = dddm.training_batch
+    dddm.training_batch = lambda *a: tuple(v.double() if torch.is_tensor(v) else v for v in draw(*a))
+    wrapped, sgd = training.share_gradients(net), torch.optim.SGD(net.parameters(), lr=0.0)
     rows = training.my_share(config["batch_size"])
-    net = build(config)
+    loss, _ = dddm.train_step(wrapped, sgd, config, 3, source, torch.device("cpu"), rows)
+    dddm.training_batch = draw
+    return [training.mean_over_processes(loss), *(p.grad for p in net.parameters())]
+
+def gradients_of_vp_sde():
+    config, n = dict(data="S", beta_min=0.1, beta_max=20.0, seed=0), 6
+    net, source, g = vp_sde.build(config).double(), vp_sde.load_source(config), torch.Generator().manual_seed(0)
+    x0, condition = vp_sde.training_batch(config, 0, source, n)
+    t, eps, rows = torch.rand(n, generator=g), torch.randn(n, 2, generator=g), training.my_share(n)
     wrapped = training.share_gradients(net)
-    loss = step(wrapped, rows)
-    loss = training.mean_over_processes(loss)
-    assert training.anywhere(training.rank() == training.processes() - 1) and not training.anywhere(False)
-    if training.rank() == 0:
-        grads = [p.grad for p in net.parameters()]
-        torch.save([training.processes(), loss, grads], folder + f"/{{training.processes()}}.pt")
+    loss = vp_sde.loss_of(wrapped, x0[rows].double(), condition.map(lambda c: c[rows]), t[rows], eps[rows])
+    loss.backward()
+    return [training.mean_over_processes(loss.item()), *(p.grad for p in net.parameters())]
+
+def gradients(configs):
+    torch.set_default_dtype(torch.float64)
+    try:
+        return [*map(gradients_of_dddm, configs), gradients_of_vp_sde()]
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with training.process_group(torch.device("cpu")):
+        found = gradients(torch.load("configs.pt"))
+        assert training.processes() == 2
+        assert training.anywhere(training.rank() == 1) and not training.anywhere([])
+        if training.rank() == 0:
+            torch.save(found, "found.pt")
 """
-SETUPS = {
-    "dddm": """
-import dddm
-config = {config}
-build = dddm.build
-sgd = lambda net: torch.optim.SGD(net.parameters(), lr=0.0)
-source = dddm.load_source(config)
-def step(net, rows):
-    real = dddm.training_batch
-    dddm.training_batch = lambda *a: (real(*a)[0].double(), real(*a)[1])
-    return dddm.train_step(net, sgd(net), config, 0, source, device, rows)[0]
-""",
-}
 
 
-@pytest.mark.parametrize("data", ["mixture", "crystals"])
-def test_two_processes_with_half_the_batch_have_the_gradients_of_one(tmp_path, data):
-    setup = SETUPS["dddm"].format(config=tiny(data, clip=1e9))
-    (tmp_path / "worker.py").write_text(WORKER.format(setup=setup))
+def together(folder, *command):
+    """Run a command in two processes, as torchrun does."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    one = [sys.executable, "worker.py", str(tmp_path)]
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *one[1:]]
-    for command in (one, two):
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-    (n, loss, grads), (n2, loss2, grads2) = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
-    assert (n, n2) == (1, 2) and loss == pytest.approx(loss2, rel=1e-13)
-    assert max(float(g.abs().max()) for g in grads) > 1e-3
-    assert max(float((a - b).abs().max()) for a, b in zip(grads, grads2, strict=True)) < 1e-12
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *map(str, command)]
+    return subprocess.run(run, cwd=folder, env=env, capture_output=True, text=True, timeout=240)
+
+
+def test_two_processes_with_half_the_batch_have_the_gradients_of_one(tmp_path, monkeypatch):
+    (tmp_path / "worker.py").write_text(WORKER)
+    configs = [tiny("mixture", clip=1e9), tiny("crystals", clip=1e9)]
+    torch.save(configs, tmp_path / "configs.pt")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import worker
+
+    one, done = worker.gradients(configs), together(tmp_path, "worker.py")
+    assert done.returncode == 0, done.stderr
+    for alone, both in zip(one, torch.load(tmp_path / "found.pt", weights_only=True), strict=True):
+        assert alone[0] == pytest.approx(both[0], rel=1e-13)  # the loss
+        assert max(float(g.abs().max()) for g in alone[1:]) > 1e-3
+        assert max(float((a - b).abs().max()) for a, b in zip(alone[1:], both[1:], strict=True)) < 1e-12
+
+
+@pytest.mark.parametrize("script, flags", [
+    ("dddm.py", ["--width", 16, "--depth", 2, "--steps", 2]), ("vp_sde.py", ["--data", "S", "--steps", 2])])
+def test_the_command_under_torchrun_takes_the_step_of_one_process(tmp_path, script, flags):
+    flags = ["--train", "--train-steps", 1, "--batch-size", 16, "--n", 8, "--precision", "float32", *flags]
+    done = together(tmp_path, ROOT / script, *flags, "--out", "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("output in") == 1  # one of them talks
+    main = dddm.main if script == "dddm.py" else vp_sde.main
+    main([*map(str, flags), "--out", str(tmp_path / "one")])
+    states = [training.load_checkpoint(tmp_path / name)["optimizer"]["state"] for name in ("one", "two")]
+    for k, state in states[0].items():  # the first moment is a tenth of the gradient
+        assert torch.allclose(state["exp_avg"], states[1][k]["exp_avg"], rtol=1e-4, atol=1e-7)
+    log = [json.loads((tmp_path / name / "log.jsonl").read_text())["loss"] for name in ("one", "two")]
+    assert log[0] == pytest.approx(log[1], rel=1e-5)
+    assert {p.name for p in (tmp_path / "one").iterdir()} == {p.name for p in (tmp_path / "two").iterdir()}
+
+
+def test_a_batch_that_cannot_be_shared(monkeypatch):
+    monkeypatch.setattr(training, "processes", lambda: 3)
+    monkeypatch.setenv("RANK", "2")
+    assert training.my_share(12) == slice(8, 12)
+    with pytest.raises(ValueError, match="--batch-size 16"):
+        training.my_share(16)
+
+
+# ----------------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Smaller pictures of the same kind: the comparison at two numbers of steps."""
+    monkeypatch.setattr(dddm, "STEPS", (1, 2))
+
+
+def test_train_sample_resume_and_sample_again_in_the_plane(tmp_path, capsys, quick, monkeypatch):
+    monkeypatch.setattr(training, "SHIPPED", tmp_path / "nothing ships")
+    flags = ["--train", "--batch-size", "8", "--n", "64", "--width", "16", "--depth", "2", "--eval-every", "2",
+             "--device", "cpu"]
+    dddm.main([*flags, "--train-steps", "4", "--out", str(tmp_path / "whole")])
+    printed = capsys.readouterr().out
+    assert "exact posterior draws" in printed and "ordinary diffusion, exact mean" in printed and "worst" in printed
+    files = {"comparison.png", "config.json", "last.pt", "log.jsonl", "loss.png", "metrics.json", "posterior.png",
+             "samples.npz", "samples.png", "sampling.gif"}
+    assert {p.name for p in (tmp_path / "whole").iterdir()} == files
+    assert np.load(tmp_path / "whole" / "samples.npz")["x"].shape == (64, 2)
+    assert len((tmp_path / "whole" / "log.jsonl").read_text().splitlines()) == 2
+
+    save, saved = training.save_run, []
+
+    def stop_at_two(out, script, config, step, *parts):
+        save(out, script, config, step, *parts)
+        saved.append(step)
+        if step == 2:
+            raise KeyboardInterrupt("stopped")
+
+    monkeypatch.setattr(training, "save_run", stop_at_two)
+    with pytest.raises(SystemExit):
+        dddm.main([*flags, "--train-steps", "4", "--save-every", "2", "--out", str(tmp_path / "halves")])
+    dddm.main(["--resume", "--out", str(tmp_path / "halves")])
+    assert saved == [2, 4]
+    whole, halves = (training.load_checkpoint(tmp_path / name) for name in ("whole", "halves"))
+    assert all(torch.equal(whole["ema"][k], halves["ema"][k]) for k in whole["ema"])
+
+    dddm.main(["--ckpt", str(tmp_path / "whole"), "--out", str(tmp_path / "again"), "--n", "64"])
+    first, again = (np.load(tmp_path / name / "samples.npz")["x"] for name in ("whole", "again"))
+    assert np.array_equal(first, again)  # the model's flags came from the checkpoint
+    for flag in (["--steps", "3"], ["--churn", "0.5"], ["--seed", "1"]):
+        dddm.main(["--ckpt", str(tmp_path / "whole"), "--out", str(tmp_path / "other"), "--n", "64", *flag])
+        assert not np.array_equal(first, np.load(tmp_path / "other" / "samples.npz")["x"])
+
+
+def test_crystals(tmp_path, capsys):
+    out = tmp_path / "run"
+    dddm.main([*TINY, "--data", "crystals", "--steps", "2", "--out", str(out)])
+    files = {"config.json", "last.pt", "log.jsonl", "loss.png", "metrics.json", "samples.npz", "samples.png",
+             "sampling.gif", "training_samples.png"}
+    assert {p.name for p in out.iterdir()} == files
+    found = np.load(out / "samples.npz")
+    assert found["x"].shape == (4, 1, 64, 64) and found["x"].min() >= 0 and found["x"].max() <= 1
+    assert found["kind"].tolist() == [0, 1, 2, 3] and found["theta"].dtype == np.float32
+    assert json.loads((out / "metrics.json").read_text())["crystal_error_mean"] > 0.2
+    dddm.main(["--data", "crystals", "--ckpt", str(out), "--kind", "2", "--theta", "0.5", "--n", "2", "--steps", "1",
+               "--out", str(tmp_path / "other")])
+    assert np.load(tmp_path / "other" / "samples.npz")["kind"].tolist() == [2, 2]
+
+
+def bad(tmp_path, capsys, *flags):
+    """The one line of complaint, and nothing written."""
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        dddm.main([*map(str, flags), "--out", str(out)])
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("error:" in line for line in lines) == 1 and "error:" in lines[-1] and not out.exists()
+    return lines[-1]
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("flags, words", [
+    (["--m", 1], "--lam 0"), (["--beta", 0], "(0, 2]"), (["--beta", 2.1], "(0, 2]"), (["--beta", "nan"], "(0, 2]"),
+    (["--lam", -0.1], "[0, 1]"), (["--lam", 1.1], "[0, 1]"), (["--churn", -1], "[0, 1]"), (["--churn", 2], "[0, 1]"),
+    (["--steps", 0], "--steps"), (["--m", 0], "--m"), (["--w-bias", "inf"], "--w-bias"), (["--kind", 4], "type"),
+    (["--theta", 2], "--theta"), (["--clip", 0], "--clip"), (["--data", "moons"], "moons"), (["--n", 1], "--n")])
+def test_bad_flags_whether_or_not_it_trains(tmp_path, capsys, monkeypatch, train, flags, words):
+    config = tiny("crystals", img_size=64)
+    torch.save(dict(script="dddm", config=config, step=0, ema=dddm.build(config).state_dict()), tmp_path / "a.pt")
+    start = ["--train"] if train else ["--ckpt", tmp_path / "a.pt"]
+    assert words in bad(tmp_path, capsys, "--data", "crystals", *start, *flags)
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--width", 100, "--heads", 3], "not divisible by --heads 3"), (["--patch", 7], "--patch 7"),
+    (["--img-size", 60], "--patch 8"), (["--shared", 7], "--depth 6")])
+def test_networks_that_cannot_be(tmp_path, capsys, flags, words):
+    assert words in bad(tmp_path, capsys, "--data", "crystals", "--train", *flags)
+
+
+@pytest.mark.parametrize("flag, package", [("--fid", "torchmetrics[image]"), ("--wandb", "wandb")])
+def test_optional_packages(tmp_path, capsys, monkeypatch, flag, package):
+    find = training.importlib.util.find_spec
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None if name in package else find(name))
+    line = bad(tmp_path, capsys, "--data", "cifar10", "--train", flag)
+    assert flag in line and package in line
+
+
+def test_files_that_are_missing_or_of_another_make(tmp_path, capsys):
+    assert "gone.pt" in bad(tmp_path, capsys, "--ckpt", tmp_path / "gone.pt")
+    assert "nothing to resume" in bad(tmp_path, capsys, "--resume", "--ckpt", tmp_path / "nowhere")
+    shipped = training.SHIPPED / "vp_sde.pt"
+    assert "vp_sde.py" in bad(tmp_path, capsys, "--ckpt", shipped)
+    config = tiny("crystals")
+    torch.save(dict(script="dddm", config=config, step=0, ema=dddm.build(config).state_dict()), tmp_path / "a.pt")
+    assert "contradicts" in bad(tmp_path, capsys, "--ckpt", tmp_path / "a.pt", "--width", 32)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("dddm_*.json")), ids=lambda p: p.name)
+def test_presets(path):
+    args, given = training.parse(dddm.make_parser(), ["--config", str(path), "--train"])
+    dddm.settle(args, given, None)
+    assert {key: getattr(args, key) for key in (preset := json.loads(path.read_text()))} == preset
