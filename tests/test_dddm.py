@@ -513,5 +513,6 @@ def test_files_that_are_missing_or_of_another_make(tmp_path, capsys):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("dddm_*.json")), ids=lambda p: p.name)
 def test_presets(path):
     args, given = training.parse(dddm.make_parser(), ["--config", str(path), "--train"])
+    preset = json.loads(path.read_text())
     dddm.settle(args, given, None)
-    assert {key: getattr(args, key) for key in (preset := json.loads(path.read_text()))} == preset
+    assert {key: getattr(args, key) for key in preset} == preset
