@@ -202,8 +202,10 @@ class DiT(nn.Module):
         self.stem = nn.Linear(channels * patch**2 + 26, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.film, self.out = nn.Linear(width, 2 * width), nn.Linear(width, channels * patch**2)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.skip = nn.Linear(width, 1)
+        for layer in (self.out, self.skip):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def tokens(self, x):
         """[N, C, H, H] to [N, tokens, C patch^2], and `image` back: patches in reading order."""
@@ -238,7 +240,9 @@ class DiT(nn.Module):
             h = block(h, late)
         shift, scale = self.film(late)[:, None].chunk(2, 2)
         out = self.out(torch.addcmul(shift, F.layer_norm(h, h.shape[-1:]), 1 + scale))
-        return xhat(self.image(out).unflatten(0, (-1, m)))
+        # The output is x_0 less a known share of x_t, noise and all: the skip spares the tokens carrying every pixel.
+        through = self.skip(late).view(-1, m, 1, 1, 1) * x[:, None]
+        return xhat(through + self.image(out).unflatten(0, (-1, m)))
 
 
 def build(config):
