@@ -407,18 +407,7 @@ def exam(ema, config, source, device, out, step):
     image_grid(out / "training_samples.png", x, condition, config, f"after {step} steps")
     if config["data"] == "crystals":
         return {"crystal_error": float(metrics.crystal_error(unit(x).double(), *condition).error.mean())}
-    return {"mmd2_pixels": pixel_mmd2(x, real_images(source, n, config["seed"]))}
-
-
-def plot_log(path, lines):
-    """loss.png: the training loss, and what the exams found."""
-    names = [k for k in lines[-1] if k not in ("step", "seconds")] if lines else []
-    figure, axes = pictures.plt.subplots(1, max(1, len(names)), figsize=(10, 3.6), layout="constrained", squeeze=False)
-    for ax, name in zip(axes[0], names, strict=False):
-        ax.plot([line["step"] for line in lines], [line[name] for line in lines], color="#1f4e79")
-        ax.set(xlabel="step", title="training loss, mean since the last point" if name == "loss" else name)
-        ax.set_yscale("linear" if name == "loss" else "symlog" if min(x[name] for x in lines) <= 0 else "log")
-    pictures.save_figure(path, figure)
+    return {"mmd2_pixels": metrics.pixel_mmd2(x, real_images(source, n, config["seed"]))}
 
 
 def train(config, out, device, checkpoint=None):
@@ -450,7 +439,7 @@ def train(config, out, device, checkpoint=None):
                 total, since = 0.0, done
             if main and (done % config["save_every"] == 0 or last or stopped):
                 training.save_run(out, "dddm", config, done, net, ema, optimizer)
-                plot_log(out / "loss.png", log.lines)
+                pictures.log_curves(out / "loss.png", log.lines)
                 board.add(done, {}, {f"plots/{p.stem}": p for p in sorted(out.glob("*.png"))})
             if stopped:
                 raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
@@ -500,54 +489,6 @@ def posteriors(net, config, gmm, device, precision, seed=0, draws=4096):
     return out
 
 
-def plot_comparison(path, table, n):
-    figure, ax = pictures.plt.subplots(figsize=(7, 4.4), layout="constrained")
-    floor = 1.7e-4 * (4096 / n)  # the scatter of exact samples
-    ax.axhspan(1e-5, floor, color="0.92")
-    ax.text(60, floor, "below: the scatter of exact samples", fontsize=8, color="0.4", ha="right", va="top")
-    looks = ("#1f4e79", "-o"), ("#2a9d6f", "--^"), ("#e08214", "-s"), ("#b2182b", "--v")
-    for (name, values), (colour, line) in zip(table.items(), looks, strict=False):
-        ax.loglog(STEPS, np.maximum(np.abs(values), 1e-5), line, color=colour, ms=6, label=name)
-    ax.set(xlabel="steps, each one call of the network", ylabel="|MMD$^2$| to the true mixture", ylim=(1e-5, 1))
-    ax.set_xticks(STEPS, STEPS)
-    ax.minorticks_off()
-    ax.grid(alpha=0.3, lw=0.5)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=9)
-    pictures.save_figure(path, figure)
-
-
-def plot_clouds(path, columns, gmm):
-    """Clouds {title: [n, 2]} in one row, over the contours that hold 50 and 95 % of the true points."""
-    reach = 4 * np.sqrt(gmm.eigenvalues.max())
-    low, high = gmm.means.min(0) - reach, gmm.means.max(0) + reach
-    x_axis, y_axis = (np.linspace(*ends, 161) for ends in zip(low, high, strict=True))
-    density = np.exp(gmm.log_prob(np.stack(np.meshgrid(x_axis, y_axis), -1).reshape(-1, 2)))
-    ranked = np.sort(density)[::-1]
-    levels = ranked[np.searchsorted(np.cumsum(ranked) / ranked.sum(), [0.95, 0.5])]
-    size = 2.8 * len(columns), 2.8 * (high[1] - low[1]) / (high[0] - low[0]) + 0.4
-    figure, axes = pictures.plt.subplots(1, len(columns), figsize=size, layout="constrained")
-    for ax, (title, x) in zip(axes, columns.items(), strict=True):
-        ax.plot(*x[:2000].T, "o", ms=1.6, mew=0, alpha=0.5, color="#1f4e79")
-        ax.contour(x_axis, y_axis, density.reshape(161, 161), levels, colors="#e08214", linewidths=1)
-        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[], aspect="equal")
-        ax.set_title(title, fontsize=9)
-    pictures.save_figure(path, figure)
-
-
-def plot_posteriors(path, found):
-    """Five of the ten posteriors: learned draws above, exact draws below, x_t marked."""
-    figure, axes = pictures.plt.subplots(2, 5, figsize=(13, 4.2), layout="constrained", sharex=True, sharey=True)
-    for column, (t, x_t, learned, exact, std, true) in zip(axes.T, found[1::2], strict=True):
-        for ax, x, name, s in zip(column, (learned, exact), ("learned", "exact"), (std, true), strict=True):
-            ax.plot(*x[:1000].T, "o", ms=1.8, mew=0, alpha=0.5, color="#1f4e79" if name == "learned" else "#2a9d6f")
-            ax.plot(*x_t, "x", color="#b2182b", ms=8)
-            ax.set_title(f"{name}, t = {t:.2f}, std {s:.3f}", fontsize=9)
-            ax.set_aspect("equal")
-    figure.suptitle("Draws of x_0 given one x_t (the cross)", fontsize=11)
-    pictures.save_figure(path, figure)
-
-
 def baseline_of(args, device):
     """The ordinary diffusion that ships for these points (--beta 2 --lam 0, trained alike), or None."""
     path = training.SHIPPED / f"dddm_{args.data}_mean.pt"
@@ -578,13 +519,13 @@ def sample_points(net, config, args, out, device):
     print(f"{'steps':34}" + "".join(f"{k:>10}" for k in STEPS))
     for name, values in table.items():
         print(f"{name:34}" + "".join(f"{v:10.1e}" for v in values))
-    plot_comparison(out / "comparison.png", table, args.n)
+    pictures.error_by_steps(out / "comparison.png", STEPS, table, 1.7e-4 * 4096 / args.n)
     other = ordinary or mean_of(gmm)
     clouds = {f"this network, {k} step{'s' * (k > 1)}": cloud(mine, args.n, k, args.churn, args.seed) for k in (1, 4)}
     clouds |= {f"ordinary, {k} steps": cloud(other, args.n, k, 1, args.seed) for k in (4, 16)}
-    plot_clouds(out / "samples.png", clouds | {"exact samples": gmm.sample(args.n, rng)}, gmm)
+    pictures.clouds(out / "samples.png", clouds | {"exact samples": gmm.sample(args.n, rng)}, gmm)
     found = posteriors(net, config, gmm, device, args.precision)
-    plot_posteriors(out / "posterior.png", found)
+    pictures.posteriors(out / "posterior.png", found)
     off = [abs(std / true - 1) for *_, std, true in found]
     print(f"std of the learned posterior against the exact one, ten x_t: worst {max(off):.1%}, mean {np.mean(off):.1%}")
     result = reference.distances(x.double().numpy(), gmm, args.seed)
@@ -608,19 +549,12 @@ def image_grid(path, x, condition, config, title):
         captions = [metrics.caption(*case) for case in zip(kind, theta, strict=True)]
     else:
         captions = [f"class {k}" for k in kind.tolist()]
-    pictures.captioned_grid(path, unit(x[:36]).mean(1).numpy(), captions, title)
+    pictures.captioned_grid(path, unit(x[:36]).movedim(1, 3).squeeze(3).numpy(), captions, title)
 
 
 def real_images(source, n, seed):
     rows = torch.randperm(len(source[0]), generator=training.generator(seed, 5))[:n]
     return source[0][rows].float() / 127.5 - 1
-
-
-def pixel_mmd2(x, y):
-    """Unbiased MMD^2 of two sets of images, RBF of the width of a typical distance between real ones."""
-    x, y = (v.flatten(1).double().numpy() for v in (x, y))
-    width = float(np.sqrt(np.square(y[1:] - y[:-1]).sum(1).mean() / 2))
-    return float(reference.mmd2_unbiased(x, y, width))
 
 
 def sample_images(net, config, args, out, device):
@@ -640,23 +574,31 @@ def sample_images(net, config, args, out, device):
     image_grid(out / "samples.png", x, condition, config, f"{config['data']}, {args.steps} steps")
     source = load_source(config)
     real, other = real_images(source, 2 * args.n, args.seed + 1).chunk(2)
-    result |= {"mmd2_pixels": pixel_mmd2(x, real), "mmd2_pixels_floor": pixel_mmd2(other, real)}
+    result |= {"mmd2_pixels": metrics.pixel_mmd2(x, real), "mmd2_pixels_floor": metrics.pixel_mmd2(other, real)}
     found, floor = result["mmd2_pixels"], result["mmd2_pixels_floor"]
     print(f"MMD^2 of pixels {found:.2e}; real against real {floor:.2e} (n = {args.n})")
+    if args.data == "mnist" and (found := digit_frechet(x)):
+        result["frechet"], result["frechet_floor"] = found
+        print(f"Frechet distance in a classifier's features {found[0]:.2f}; real against real {found[1]:.2f}")
     if args.fid:
-        result["fid"] = inception_fid(x, real_images(source, len(source[0]), 0))
+        result["fid"] = metrics.inception_fid(unit(x), unit(real_images(source, len(source[0]), 0)))
         print(f"FID {result['fid']:.2f} (n = {args.n})")
     return result
 
 
-def inception_fid(x, real, batch=100):
-    from torchmetrics.image.fid import FrechetInceptionDistance  # optional, and it fetches the Inception weights
+def digit_frechet(x):
+    """Frechet distance of digits in the features of the judge that ships with vae_gan.py, and its floor; None without.
 
-    judge = FrechetInceptionDistance(normalize=True)
-    for images, is_real in ((real, True), (x, False)):
-        for part in images.split(batch):
-            judge.update(unit(part), real=is_real)
-    return float(judge.compute())
+    That is a small classifier of digits: the distance is not FID.
+    """
+    path = training.SHIPPED / "mnist_judge.pt"
+    if not path.exists():
+        return None
+    import vae_gan  # here, because that file stands above this one
+
+    judge, real = vae_gan.load_judge(path)
+    _, features = vae_gan.judge_of(judge, unit(x))
+    return metrics.frechet(features, real["mean"], real["cov"]), real["said"]["frechet_floor"]
 
 
 # ----------------------------------------------------------------------------------------------------- the command line
@@ -667,7 +609,7 @@ DEFAULTS = {  # what depends on the data; anything given on the command line win
                    batch_size=512, train_steps=4000, lr=2e-3),
     "crystals": dict(width=192, depth=6, heads=3, patch=8, shared=4, xi_dim=2, m=2, steps=8, n=36, img_size=64,
                      batch_size=32, train_steps=3600, lr=1.5e-3),
-    "mnist": dict(width=128, depth=6, heads=2, patch=4, shared=3, xi_dim=16, m=4, steps=8, n=36, img_size=28,
+    "mnist": dict(width=128, depth=6, heads=2, patch=4, shared=3, xi_dim=16, m=4, steps=8, n=1000, img_size=28,
                   batch_size=64, train_steps=10000, lr=1e-3),
     "cifar10": dict(width=384, depth=8, heads=6, patch=4, shared=4, xi_dim=64, m=8, steps=20, n=36, img_size=32,
                     batch_size=256, train_steps=78000, lr=1e-4),
@@ -700,7 +642,8 @@ def make_parser():
     add("--steps", type=training.count, help="network calls a sample (default 4 points, 8 images, 20 cifar10)")
     add("--churn", type=training.number(float, 0, 1), default=1.0,
         help="fresh noise in the bridge: 0 DDIM, 1 DDPM (default %(default)s)")
-    add("--n", "--n-samples", type=training.number(int, 2, 10**7), help="samples (default 36 images, 4096 points)")
+    add("--n", "--n-samples", type=training.number(int, 2, 10**7),
+        help="samples (default 36; digits 1000; points 4096)")
     add("--sample-batch", type=training.count, default=36, help="images drawn at a time (default %(default)s)")
     add("--kind", type=training.number(int, 0, 9), help="ask for one lattice type (0 to 3) or one class (0 to 9)")
     add("--theta", type=training.number(float, 0, data.THETA_MAX), help="crystals: one angle, radians in [0, 1.0471]")

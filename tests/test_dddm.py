@@ -1,11 +1,13 @@
 """The bridge, the loss and the samplers against exact algebra; the networks; several processes; the command line."""
 
 import argparse
+import importlib.machinery
 import json
 import math
 import os
 import subprocess
 import sys
+import types
 from itertools import product
 from pathlib import Path
 
@@ -459,6 +461,64 @@ def test_crystals(tmp_path, capsys):
     dddm.main(["--data", "crystals", "--ckpt", str(out), "--kind", "2", "--theta", "0.5", "--n", "2", "--steps", "1",
                "--out", str(tmp_path / "other")])
     assert np.load(tmp_path / "other" / "samples.npz")["kind"].tolist() == [2, 2]
+
+
+@pytest.fixture
+def images(monkeypatch):
+    """Small random sets in the place of MNIST and CIFAR-10."""
+    g = torch.Generator().manual_seed(0)
+
+    def load(name, shape):
+        x_u8 = torch.randint(256, (40, *shape), generator=g, dtype=torch.uint8)
+        monkeypatch.setattr(dddm.data, name, lambda folder, train: (x_u8, torch.arange(40) % 10), raising=False)
+        return x_u8
+
+    return {"mnist": load("load_mnist", (1, 28, 28)), "cifar10": load("load_cifar10", (3, 32, 32))}
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_real_images(tmp_path, capsys, images, name, monkeypatch):
+    monkeypatch.setattr(training, "SHIPPED", tmp_path / "no judge")
+    flags = [*TINY, "--data", name, "--m", "2", "--epochs", "1", "--eval-every", "1"]
+    dddm.main([*flags, "--steps", "2", "--out", str(tmp_path / "run")])
+    found, log = np.load(tmp_path / "run" / "samples.npz"), (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert found["x"].shape == (4, *images[name].shape[1:]) and found["kind"].tolist() == [0, 1, 2, 3]
+    assert len(log) == 3 and "mmd2_pixels" in json.loads(log[-1])  # --train-steps wins over --epochs
+    x_0, (kind, _) = dddm.training_batch(tiny(name), 0, (images[name], torch.arange(40) % 10), slice(1, 3))
+    rows = [int((images[name].float() / 127.5 - 1 - x).flatten(1).abs().sum(1).argmin()) for x in x_0]
+    assert [row % 10 for row in rows] == kind.tolist()  # an image keeps its label
+
+
+def test_images_that_cannot_be_had(tmp_path, capsys, monkeypatch):
+    def load(folder, train):
+        raise OSError(f"no file train-images in {folder}, and no download")
+
+    monkeypatch.setattr(dddm.data, "load_mnist", load, raising=False)
+    with pytest.raises(SystemExit) as stop:
+        dddm.main(["--train", "--data", "mnist", "--data-dir", "nowhere", "--out", str(tmp_path)])
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and "nowhere" in lines[-1] and sum("error:" in line for line in lines) == 1
+
+
+def test_wandb_gets_numbers_and_pictures_under_their_names(tmp_path, capsys, monkeypatch, quick):
+    """A stand-in for the package, which is optional."""
+    logged = []
+
+    def init(**how):
+        logged.append(how)
+        return types.SimpleNamespace(log=lambda values, step: logged.append((step, values)))
+
+    package = types.ModuleType("wandb")
+    package.init, package.Image, package.__spec__ = init, str, importlib.machinery.ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    dddm.main(["--train", "--train-steps", "4", "--batch-size", "8", "--eval-every", "2", "--width", "16", "--n", "64",
+               "--wandb", "--wandb-project", "toy", "--wandb-name", "first", "--out", str(tmp_path)])
+    (how, *lines), names = logged, set()
+    assert (how["project"], how["name"]) == ("toy", "first") and how["config"]["m"] == 8
+    for _, values in lines:
+        names |= set(values)
+    assert {"train/loss", "eval/mmd2", "epoch/number", "plots/loss"} <= names
+    assert [step for step, values in lines if "train/loss" in values] == [2, 4]
 
 
 def bad(tmp_path, capsys, *flags):
