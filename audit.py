@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 import data
+import dddm
 import latent_prior
 import metrics
 import pictures
@@ -122,12 +123,22 @@ def exact_crystals(sampler, calls=19):
     return f"{sampler}, {calls} calls, exact denoiser: worst crystal of types 0, 2, 3", 0, error, 1e-5
 
 
+def any_number_of_steps(steps, churn, n=4096, seeds=5):
+    """Draws of the exact p(x_0 | x_t) in the place of dddm.py's network: no step is too long, no churn is wrong."""
+    gmm, rng = dddm.load_source({"data": "mixture"}), np.random.default_rng(0)
+    clouds = (dddm.cloud(dddm.exact_drawer(gmm, rng), n, steps, churn, seed) for seed in range(seeds))
+    each = [reference.mmd2_to_mixture(x, gmm) for x in clouds]
+    claim = f"exact posterior draws, {steps} steps, churn {churn:g}: MMD^2, mean of {seeds} seeds"
+    return claim, 0, np.mean(each), 4 * np.std(each, ddof=1) / seeds**0.5
+
+
 QUICK = [
     *(partial(schedules, beta_max) for beta_max in (20, 30)),
     *(partial(follows, sampler, grid) for sampler in NUMPY for grid in ("quadratic", "logsnr")),
     *(partial(guidance, w) for w in (0, 0.5, 1, 1.5)),
     *(partial(noise_left, grid) for grid in ("uniform", "quadratic", "logsnr")),
     *(partial(exact_crystals, sampler) for sampler in NUMPY),
+    *(partial(any_number_of_steps, steps, churn) for steps, churn in ((1, 1), (4, 0), (4, 1), (16, 0.5))),
 ]
 
 # ---------------------------------------------------------------------------------------- a network and its closed form
@@ -381,6 +392,77 @@ ABOUT_PRIORS = [reconstruction, posteriors, diffusion, normal,
                 *(partial(nearest_of_any, prior=prior) for prior in ("normal", "mop", "diffusion")),
                 few_against_many, aspects]
 
+# ----------------------------------------------------------------------------------- rows about the networks of dddm.py
+
+
+@cache
+def drawn_by(name):
+    """What dddm.py needs to draw with a checkpoint: network, its config, device, precision."""
+    path, device = training.SHIPPED / f"dddm_{name}.pt", training.pick_device("auto")
+    checkpoint = training.load_checkpoint(path, "dddm")
+    net = training.load_weights(dddm.build(checkpoint["config"]), checkpoint["ema"], path).to(device).eval()
+    return net, checkpoint["config"], device, training.pick_precision("auto", device)
+
+
+@cache
+def few_steps(name, steps, churn, n=4096, seeds=5):
+    """MMD^2 to the mixture of `steps` calls, mean of `seeds` seeds."""
+    net, config, device, precision = drawn_by(name)
+    each = [dddm.cloud(dddm.points_drawer(net, config, n, seed, precision, device), n, steps, churn, seed)
+            for seed in range(seeds)]
+    return np.mean([reference.mmd2_to_mixture(x, dddm.load_source(config)) for x in each])
+
+
+def energy_score(steps, tolerance):
+    return f"dddm, mixture: MMD^2 at {steps} steps, mean of 5 seeds", 0, few_steps("mixture", steps, 1), tolerance
+
+
+def ordinary_diffusion(steps, tolerance):
+    """To be at least ten times worse; at the better of its two churns."""
+    ordinary = min(few_steps("mixture_mean", steps, churn) for churn in (0, 1))
+    claim = f"dddm, mixture: that, as a share of ordinary diffusion's {ordinary:.1e}"
+    return claim, 0, max(0, few_steps("mixture", steps, 1)) / ordinary, tolerance
+
+
+def spread(tolerance):
+    net, config, device, precision = drawn_by("mixture")
+    found = dddm.posteriors(net, config, dddm.load_source(config), device, precision)
+    worst = max(abs(std / true - 1) for *_, std, true in found)
+    return "dddm, mixture: relative error of the posterior std, worst of ten x_t", 0, worst, tolerance
+
+
+@cache
+def crystals_in(steps, n=36, kind=None):
+    net, config, device, precision = drawn_by("crystals")
+    args = argparse.Namespace(seed=0, steps=steps, churn=1.0, precision=precision, sample_batch=36)
+    condition = dddm.asked_for(config, n, kind)
+    x, _ = dddm.draw(net, condition, config, args, device, dddm.shape_of(config))
+    return metrics.crystal_error(dddm.unit(x).double(), *condition)
+
+
+def few_step_crystals(steps, tolerance):
+    error = crystals_in(steps).error.mean()
+    return f"dddm, crystals: mean error of the 36 default tiles, {steps} steps", 0, float(error), tolerance
+
+
+def variety(tolerance):
+    aspect = crystals_in(8, 512, 1).aspect
+    claim = "dddm, 512 rectangular crystals, 8 steps: W1 of the aspect from its law"
+    return claim, 0, metrics.aspect_w1(aspect), tolerance
+
+
+def about_dddm():
+    """The rows of the checkpoints of dddm.py that ship."""
+    rows = {
+        "mixture": [partial(energy_score, steps, 2e-3 if steps == 4 else None) for steps in (1, 2, 4, 8, 32)]
+        + [partial(spread, 0.15)],
+        "mixture_mean": [partial(ordinary_diffusion, steps, 0.1 if steps == 4 else None) for steps in (4, 16)],
+        "crystals": [*(partial(few_step_crystals, steps, 0.06 if steps == 8 else None) for steps in (1, 2, 4, 8, 16)),
+                     partial(variety, 0.04)],
+    }
+    return [row for name in rows if (training.SHIPPED / f"dddm_{name}.pt").exists() for row in rows[name]]
+
+
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
@@ -467,6 +549,8 @@ def main(argv=None):
                 plot_calls(model, out / "crystals_error.png")
             elif family(model) == "points":
                 side_by_side(model, out / f"{model.name}_clouds.gif")
+        if not (args.quick or args.ckpt):
+            judge(about_dddm(), table)
         training.save_json(out / "audit.json", table)
         print(f"{sum(row['pass'] is False for row in table)} claims fail; files in {out}")
     return int(any(row["pass"] is False for row in table))

@@ -6,6 +6,7 @@
     python gallery.py letter     letter.gif         points that follow a learned score into a letter S
     python gallery.py latent     vae_traversal.png  one latent of the VAE moved at a time
     python gallery.py priors     priors.png, latent_diffusion.gif     three priors of one VAE, on the same conditions
+    python gallery.py dddm       dddm*.png, *.gif   few steps of distributional diffusion: points, crystals
     python gallery.py preview    crystals.png       the data
     python gallery.py audit      crystals_error.png, S_clouds.gif     from the trial, which takes two minutes
     python gallery.py all        all of them
@@ -28,6 +29,7 @@ import torch
 
 import audit
 import data
+import dddm
 import latent_prior
 import metrics
 import pictures
@@ -64,6 +66,12 @@ def latent(args, out):
 
 def priors(args, out):
     keep(latent_prior.main, [], out, comparison="priors", reverse_diffusion="latent_diffusion")
+
+
+def distributional(args, out):
+    names = dict(comparison="dddm_steps", samples="dddm_clouds", posterior="dddm_posterior", sampling="dddm")
+    keep(dddm.main, [], out, **names)
+    keep(dddm.main, ["--data", "crystals"], out, samples="dddm_crystals", sampling="dddm_crystals")
 
 
 def preview(args, out):
@@ -115,7 +123,7 @@ def strip(args, out, kind=1, theta=0.3, aspect=1.2, columns=9):
 
 
 FIGURES = {"hero": hero, "sweep": sweep, "strip": strip, "letter": letter, "latent": latent, "priors": priors,
-           "preview": preview, "audit": trial}
+           "dddm": distributional, "preview": preview, "audit": trial}
 
 
 def main(argv=None):

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from data import ASPECT, KINDS, THETA_MAX, render, to_u8
+from reference_gmm_sde import mmd2_unbiased
 
 CHUNK = 64  # images worked on at a time: memory does not grow with N, and renders stay in the processor's cache
 
@@ -370,6 +371,24 @@ def floor(metric, kind, theta, seed=0, repeats=4, img_size=64) -> float:
     """
     pairs = [[real_crystals(kind, theta, [seed, i, side], img_size) for side in (0, 1)] for i in range(repeats)]
     return float(np.mean([metric(x, y) for x, y in pairs]))
+
+
+def pixel_mmd2(x, y):
+    """Unbiased MMD^2 of two sets of images, RBF of the width of a typical distance between real ones."""
+    x, y = (v.flatten(1).double().numpy() for v in (x, y))
+    width = float(np.sqrt(np.square(y[1:] - y[:-1]).sum(1).mean() / 2))
+    return float(mmd2_unbiased(x, y, width))
+
+
+def inception_fid(x, real, batch=100):
+    """FID of images x against real ones, both [N, 3, H, W] in [0, 1]; needs torchmetrics[image] and its weights."""
+    from torchmetrics.image.fid import FrechetInceptionDistance  # optional; it fetches Inception
+
+    judge = FrechetInceptionDistance(normalize=True)
+    for images, is_real in ((real, True), (x, False)):
+        for part in images.split(batch):
+            judge.update(part, real=is_real)
+    return float(judge.compute())
 
 
 # ----------------------------------------------------------------------------------------------------------- the report

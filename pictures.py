@@ -26,12 +26,18 @@ def save_figure(path, figure):
 
 
 def captioned_grid(path, rows, captions, title="", columns=6):
-    """A PNG of tiles [N, H, W] in [0, 1], each with its caption; `rows` may be a tuple of such arrays, side by side."""
+    """A PNG of tiles [N, H, W], or [N, H, W, 3], in [0, 1], each with its caption.
+
+    `rows` may be a tuple of such arrays, side by side.
+    """
     sets = [np.asarray(tiles, dtype=float) for tiles in (rows if isinstance(rows, tuple) else (rows,))]
-    between = np.full((*sets[0].shape[:2], 2), np.nan)  # NaN is white
+    between = np.full((*sets[0].shape[:2], 2, *sets[0].shape[3:]), np.nan)
     tiles = np.concatenate([piece for tiles in sets for piece in (between, tiles)][1:], 2)  # (N, H, sets (W + 2) - 2)
-    colours, zoom = matplotlib.colormaps["magma"].with_extremes(bad="white"), max(1, round(128 / tiles.shape[1]))
-    tiles = colours(tiles.repeat(zoom, 1).repeat(zoom, 2))[..., :3]
+    zoom = max(1, round(128 / tiles.shape[1]))
+    tiles = tiles.repeat(zoom, 1).repeat(zoom, 2)
+    if tiles.ndim == 3:
+        tiles = matplotlib.colormaps["magma"].with_extremes(bad="white")(tiles)[..., :3]
+    tiles = np.nan_to_num(tiles, nan=1.0)  # what is between is white
     # One page of pixels with text on it: an axes for every tile takes three times as long.
     (n, h, w), gap, line, head = tiles.shape[:3], 8, 18, 30 if title else 0
     width, height = columns * (w + gap), head + -(-n // columns) * (h + line)
@@ -81,3 +87,62 @@ def evenly(times, n):
 def unit(x):
     """[-1, 1] to [0, 1], clipped, one channel: float32 [N, H, W]."""
     return ((x[:, 0] + 1) / 2).clamp(0, 1).numpy()
+
+
+def log_curves(path, lines):
+    """loss.png: the training loss, and what the exams found."""
+    names = [k for k in lines[-1] if k not in ("step", "seconds")] if lines else []
+    figure, axes = plt.subplots(1, max(1, len(names)), figsize=(10, 3.6), layout="constrained", squeeze=False)
+    for ax, name in zip(axes[0], names, strict=False):
+        ax.plot([line["step"] for line in lines], [line[name] for line in lines], color="#1f4e79")
+        ax.set(xlabel="step", title="training loss, mean since the last point" if name == "loss" else name)
+        ax.set_yscale("linear" if name == "loss" else "symlog" if min(x[name] for x in lines) <= 0 else "log")
+    save_figure(path, figure)
+
+
+def error_by_steps(path, steps, table, floor):
+    """A PNG of |MMD^2| against number of steps, rows {name: values}; below `floor` exact samples scatter as well."""
+    figure, ax = plt.subplots(figsize=(7, 4.4), layout="constrained")
+    ax.axhspan(1e-5, floor, color="0.92")
+    ax.text(steps[-1], 1.2e-5, "grey: exact samples scatter as much", fontsize=8, color="0.4", ha="right")
+    looks = ("#1f4e79", "-o"), ("#2a9d6f", "--^"), ("#e08214", "-s"), ("#b2182b", "--v")
+    for (name, values), (colour, line) in zip(table.items(), looks, strict=False):
+        ax.loglog(steps, np.maximum(np.abs(values), 1e-5), line, color=colour, ms=6, label=name)
+    ax.set(xlabel="steps, each one call of the network", ylabel="|MMD$^2$| to the true mixture", ylim=(1e-5, 1))
+    ax.set_xticks(steps, steps)
+    ax.minorticks_off()
+    ax.grid(alpha=0.3, lw=0.5)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=9)
+    save_figure(path, figure)
+
+
+def clouds(path, columns, gmm):
+    """Clouds {title: [n, 2]} in one row, over the contours that hold 50 and 95 % of the true points."""
+    reach = 4 * np.sqrt(gmm.eigenvalues.max())
+    low, high = gmm.means.min(0) - reach, gmm.means.max(0) + reach
+    x_axis, y_axis = (np.linspace(*ends, 161) for ends in zip(low, high, strict=True))
+    density = np.exp(gmm.log_prob(np.stack(np.meshgrid(x_axis, y_axis), -1).reshape(-1, 2)))
+    ranked = np.sort(density)[::-1]
+    levels = ranked[np.searchsorted(np.cumsum(ranked) / ranked.sum(), [0.95, 0.5])]
+    size = 2.8 * len(columns), 2.8 * (high[1] - low[1]) / (high[0] - low[0]) + 0.4
+    figure, axes = plt.subplots(1, len(columns), figsize=size, layout="constrained")
+    for ax, (title, x) in zip(axes, columns.items(), strict=True):
+        ax.plot(*x[:2000].T, "o", ms=1.6, mew=0, alpha=0.5, color="#1f4e79")
+        ax.contour(x_axis, y_axis, density.reshape(161, 161), levels, colors="#e08214", linewidths=1)
+        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[], aspect="equal")
+        ax.set_title(title, fontsize=9)
+    save_figure(path, figure)
+
+
+def posteriors(path, found):
+    """Five of the ten posteriors: learned draws above, exact draws below, x_t marked."""
+    figure, axes = plt.subplots(2, 5, figsize=(13, 4.2), layout="constrained", sharex=True, sharey=True)
+    for column, (t, x_t, learned, exact, std, true) in zip(axes.T, found[1::2], strict=True):
+        for ax, x, name, s in zip(column, (learned, exact), ("learned", "exact"), (std, true), strict=True):
+            ax.plot(*x[:1000].T, "o", ms=1.8, mew=0, alpha=0.5, color="#1f4e79" if name == "learned" else "#2a9d6f")
+            ax.plot(*x_t, "x", color="#b2182b", ms=8)
+            ax.set_title(f"{name}, t = {t:.2f}, std {s:.3f}", fontsize=9)
+            ax.set_aspect("equal")
+    figure.suptitle("Draws of x_0 given one x_t (the cross)", fontsize=11)
+    save_figure(path, figure)

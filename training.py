@@ -18,9 +18,11 @@ to keep.  To turn the `last.pt` of a run into the small file that ships:
 import argparse
 import contextlib
 import copy
+import importlib.util
 import io
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -29,6 +31,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import data
@@ -224,7 +228,9 @@ def pick_device(name: str) -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     kind = name.partition(":")[0]  # cuda:1 is the second of several
     if name == "auto":
-        return torch.device(next(kind for kind, ok in there.items() if ok))
+        name = kind = next(kind for kind, ok in there.items() if ok)
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # under torchrun, a device a process
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     if kind not in there:
         raise ValueError(f"--device must be auto, cpu, cuda or mps, not {name!r}")
     if there[kind]:
@@ -271,8 +277,8 @@ def run_folder(args, script: str, name: str) -> Path:
         raise ValueError(f"{out} holds a trained run; add --resume to go on with it, or name another folder with --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / ".writable", b"")
-        (out / ".writable").unlink(missing_ok=True)  # another run of that name may have been faster
+        write_whole(out / f".writable{rank()}", b"")
+        (out / f".writable{rank()}").unlink(missing_ok=True)  # another run of that name may have been faster
     except OSError as error:
         raise ValueError(f"cannot write into the folder {out} ({error.strerror}): name another with --out") from None
     return out
@@ -400,6 +406,68 @@ def resume_settings(args, given, stored: dict, may_differ=("train_steps", "save_
     args.train = True
 
 
+# ---------------------------------------------------------------------------------------------------- several processes
+# torchrun starts a script several times and tells each copy its rank.  Every draw of a training step is keyed by its
+# place in the whole batch and a process works on its own slice, so that several take the same step as one.
+
+
+def rank() -> int:
+    """Of this process; 0 is the one that logs, saves, samples and prints."""
+    return int(os.environ.get("RANK", 0))
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def process_group(device):
+    """Joins the processes that torchrun started; without torchrun does nothing."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def my_share(n) -> slice:
+    """The rows of a batch of n that this process works on.  ValueError where they cannot all have as many."""
+    if n % processes():
+        raise ValueError(f"--batch-size {n} cannot be shared by {processes()} processes")
+    share = n // processes()
+    return slice(rank() * share, (rank() + 1) * share) if processes() > 1 else slice(0, n)
+
+
+class Together(DistributedDataParallel):
+    """The network wrapped, with the attributes of the one inside."""
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+
+def share_gradients(net):
+    """The network as the loss is to call it: after backward() every process holds the mean of all gradients."""
+    return Together(net) if processes() > 1 else net
+
+
+def mean_over_processes(value: float) -> float:
+    if processes() == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(total)
+    return total.item() / processes()
+
+
+def anywhere(flag) -> bool:
+    """Whether it is set in any process: if one alone left the loop, the others would wait for it for ever."""
+    return mean_over_processes(float(bool(flag))) > 0
+
+
 # --------------------------------------------------------------------------------------------------------- the training
 
 
@@ -473,6 +541,30 @@ class Log:
         self.lines.append(line)
         with open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+class Board:
+    """Weights & Biases, for those who asked for it (--wandb); WANDB_MODE=offline needs no account."""
+
+    def __init__(self, args, wanted=True):
+        self.run = None
+        if args.get("wandb") and wanted:
+            import wandb  # optional: nothing else needs it
+
+            self.run = wandb.init(project=args["wandb_project"], name=args["wandb_name"], config=args)
+
+    def add(self, step, numbers, pictures=()):
+        """numbers: {name: value}; pictures: {name: path of a PNG}."""
+        if self.run:
+            import wandb
+
+            self.run.log(numbers | {k: wandb.Image(str(v)) for k, v in dict(pictures).items()}, step=step)
+
+
+def need_package(flag, package):
+    """Raises ValueError where an optional package is missing."""
+    if importlib.util.find_spec(package.partition("[")[0]) is None:
+        raise ValueError(f"{flag} needs a package that is not installed: pip install '{package}'")
 
 
 @contextlib.contextmanager

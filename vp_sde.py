@@ -344,10 +344,11 @@ def score_error(eps_theta, exact, x0, condition, schedule, seed, bins=8):
 def train(config, out, device, checkpoint=None):
     """Train until config["train_steps"], or until Ctrl-C; writes last.pt, log.jsonl and loss.png."""
     net, source = build(config).to(device), load_source(config)
-    ema = training.start_ema(net)
+    ema, main = training.start_ema(net), training.rank() == 0
     optimizer = torch.optim.AdamW(net.parameters(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=0.01)
     start = training.restore(checkpoint, net, ema, optimizer, out)
-    log, total, clock = training.Log(out / "log.jsonl", start), 0.0, training.stopwatch()
+    log, total, clock = training.Log(out / "log.jsonl", start) if main else None, 0.0, training.stopwatch()
+    rows, wrapped = training.my_share(config["batch_size"]), training.share_gradients(net)
     every, since = min(500, config["save_every"]), start
     exam = training_batch(config, 0, source, 64 if config["data"] == "crystals" else 4096, held_out=True)
     exact = exact_eps(config)
@@ -359,12 +360,13 @@ def train(config, out, device, checkpoint=None):
             t = (torch.arange(n) + torch.rand(n, generator=g)) / n  # one in each n-th of [0, 1]: a less noisy gradient
             eps = torch.randn(x0.shape, generator=g)
             condition = condition._replace(known=torch.rand(n, generator=g) >= config["p_uncond"])
-            x0, t, eps, condition = x0.to(device), t.to(device), eps.to(device), condition.map(lambda c: c.to(device))
+            x0, t, eps = (v[rows].to(device) for v in (x0, t, eps))
+            condition = condition.map(lambda c: c[rows].to(device))
 
             for group in optimizer.param_groups:
                 group["lr"] = training.learning_rate(step, config["train_steps"], config["lr"])
             with training.autocast(device, config["precision"]):
-                loss = loss_of(net, x0, condition, t, eps)
+                loss = loss_of(wrapped, x0, condition, t, eps)
             optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -372,19 +374,20 @@ def train(config, out, device, checkpoint=None):
             optimizer.step()
             update_ema(ema, net, config["ema_decay"], step)
 
-            total, done = total + loss.item(), step + 1
-            if done % every == 0 or done == config["train_steps"]:
+            total, done, stopped = total + training.mean_over_processes(loss.item()), step + 1, training.anywhere(stop)
+            last = done == config["train_steps"]
+            if main and (done % every == 0 or last):
                 eps_theta, mean = eps_of(ema, device, config["precision"]), total / (done - since)
                 report = score_error(eps_theta, exact, *exam, net.schedule, config["seed"])
                 log.add(step=done, loss=mean, seconds=round(clock(), 1), **report)
                 bar.set_postfix(loss=f"{mean:.4f}", score_error=f"{np.mean(list(report['bins'].values())):.5f}")
                 total, since = 0.0, done
-            if done % config["save_every"] == 0 or done == config["train_steps"] or stop:
+            if main and (done % config["save_every"] == 0 or last or stopped):
                 training.save_run(out, "vp_sde", config, done, net, ema, optimizer)
                 pictures.loss_curve(out / "loss.png", log.lines)
                 if config["data"] == "crystals":
                     training_samples(eps_of(ema, device, config["precision"]), config, net.schedule, out, done)
-            if stop:
+            if stopped:
                 raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
     return ema
 
@@ -559,10 +562,15 @@ def main(argv=None):
         config, schedule = vars(args), VP(args.beta_min, args.beta_max)
         net = training.load_net(build(config), checkpoint, args, device) if checkpoint and not args.train else None
         out = training.run_folder(args, "vp_sde", f"{args.data}_{args.sampler}_seed{args.seed}")
-        print(f"device {device}, {args.precision}; output in {out}")
+        if main := training.rank() == 0:
+            print(f"device {device}, {args.precision}; output in {out}")
         if args.train:
-            training.save_json(out / "config.json", config)
-            net = train(config, out, device, checkpoint)
+            if main:
+                training.save_json(out / "config.json", config)
+            with training.process_group(device):
+                net = train(config, out, device, checkpoint)
+        if not main:
+            return
         eps = exact_eps(config) if args.oracle else eps_of(net, device, args.precision)
         job = sample_crystals if args.data == "crystals" else sample_points
         training.close_run(out, config, job(eps, config, args, out, schedule))
