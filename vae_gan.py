@@ -224,7 +224,7 @@ def train(config, out, device, checkpoint=None):
     start = training.restore(checkpoint, net, ema, optimizer, out)
     if checkpoint and composite:
         training.load_weights(critic, checkpoint["critic"], out / "last.pt")
-        critic_optimizer.load_state_dict(checkpoint["critic_optimizer"])
+        training.load_optimizer(critic_optimizer, checkpoint["critic_optimizer"], out / "last.pt")
     look = None
     if composite and config["perceptual"]:  # depends on seed and data alone, so a resumed run has the same one
         look = train_classifier(x_u8, labels, seed + 1, LOOK_WIDTH, LOOK_STEPS, device, precision)
