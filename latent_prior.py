@@ -25,7 +25,7 @@ DDPM: Ho et al. 2020 (arXiv 2006.11239).  DDIM: Song et al. 2021 (2010.02502).  
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11",
-#                 "tqdm>=4.66,<5"]
+#                 "tqdm>=4.66,<5", "pooch>=1.8,<2"]
 # ///
 
 import argparse

@@ -12,7 +12,7 @@ to keep.  To turn the `last.pt` of a run into the small file that ships:
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11",
-#                 "tqdm>=4.66,<5"]
+#                 "tqdm>=4.66,<5", "pooch>=1.8,<2"]
 # ///
 
 import argparse

@@ -15,7 +15,7 @@ config.json to outputs/vae_gan/mnist_compare_seed0/, in about a minute.  Other l
     python vae_gan.py --train --config configs/mnist_composite.json           train (downloads MNIST), then sample
     python vae_gan.py --train --scheme simple                                 the same network without the adversary
     python vae_gan.py --train --scheme composite --perceptual 0               what the perceptual loss was good for
-    python vae_gan.py --compare --ckpt RUN1 RUN2                              two runs of your own, side by side
+    python vae_gan.py --compare --ckpt RUN1 --against RUN2                    two runs of your own, side by side
 
 A squared error asks for the mean of all digits that z leaves possible, and a mean of sharp digits is a blurred one.
 The adversary asks for one that could be real, and because it sees samples of the prior it asks this everywhere in

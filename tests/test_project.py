@@ -13,14 +13,16 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SCRIPTS.items()}
 
+OPTIONAL = {"torchmetrics", "wandb"}  # imported only when their flag is given
+
 PLUMBING = {"data", "metrics", "pictures", "training", "make_gif"}
 MAY_IMPORT = {  # of this repository, from the top floor to the cellar; a new file needs a line here
     "gallery": {"audit", "latent_prior", "vae_gan", "vae", "dddm", "vp_sde", "reference_gmm_sde"} | PLUMBING,
     "audit": {"latent_prior", "vae_gan", "vae", "dddm", "vp_sde", "reference_gmm_sde"} | PLUMBING,
     "latent_prior": {"vae"} | PLUMBING,
+    "dddm": {"vae_gan", "reference_gmm_sde"} | PLUMBING,
     "vae_gan": {"vae"} | PLUMBING,
     "vae": PLUMBING,
-    "dddm": {"reference_gmm_sde"} | PLUMBING,
     "vp_sde": {"reference_gmm_sde"} | PLUMBING,
     "metrics": {"data", "reference_gmm_sde"},
     "reference_audit": {"reference_gmm_sde", "make_gif"},
@@ -52,6 +54,7 @@ def needed(name):
             seen.add(at)
             todo += imported(at) & set(SCRIPTS)
     foreign = set().union(*(imported(at) for at in seen)) - set(SCRIPTS) - set(sys.stdlib_module_names)
+    foreign = foreign - OPTIONAL
     foreign |= {"pillow"} if "imageio" in foreign else set()  # by which imageio writes
     return {"pillow" if package == "PIL" else package for package in foreign}
 
