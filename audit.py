@@ -326,7 +326,7 @@ def load_pair(path, checkpoint, device):
     if (vae_config["mode"], vae_config["n_types"]) != ("rot-only", 4):
         raise ValueError(f"{path}: only crystals of mode rot-only and all four types can be judged")
     prior = training.load_weights(latent_prior.build(config), checkpoint["ema"], path).to(device).eval()
-    name = "VAE" if vae_config["uncond"] else "VAE that is told the condition"
+    name = "VAE" if vae_config["uncond"] else "conditional VAE"
     return Pair(name, net, vae_config | {"precision": precision}, prior, config, device)
 
 
@@ -373,7 +373,7 @@ def normal(pair):
 
 def nearest_of_any(pair, prior):
     error = metrics.crystal_error(decoded(pair, prior)[0]).error.mean().item()
-    return f"{pair.name}, {prior}: to the nearest crystal of any type and angle", 0, error, None
+    return f"{pair.name}, {prior}: to the nearest of any crystal", 0, error, None
 
 
 def few_against_many(pair):
