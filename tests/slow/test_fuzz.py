@@ -429,8 +429,8 @@ def case(world, seed, i):
                 (blob, blob, blob, scramble(rng, blob), b"", Path(), None))
         argv = ["--frames", rng.choice(("in", "in", "in", str(world.frames))), "--output"]
         argv += rng.choice((["out.gif"], ["out.html", "--html"], ["in/file/out.gif"], ["in"], soup(rng, world, name)))
-    if rng.random() < 0.05 and files:
-        files[rng.choice([f for f in files if f != "in"])] = None
+    if rng.random() < 0.05:
+        files[rng.choice([f for f in files if isinstance(files[f], bytes)])] = None
     small = [flag for flag in SMALL if flag in world.has[name] and kind != "resume"]
     argv += [word for flag in small for word in (flag, SMALL[flag])]
     slow = name in ("audit", "gallery")  # they may load what they are given, but not go on
