@@ -48,19 +48,19 @@ def one_thread():
 
 
 def start(script, argv, log, room=None):
-    """A process that runs the script; its words go to the file log.  room: bytes that a file may have."""
+    """A process that runs the script; its words go to log, a file or pipe.  room: bytes that a file may have."""
     if child := os.fork():
         return child
     status = 70
     try:
         os.setsid()
-        words = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        words = log if isinstance(log, int) else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(words, 1)
         os.dup2(words, 2)
         sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), write_through=True)
         sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), write_through=True)
         if room is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))  # the log stays below it: it is a few lines
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
         try:
             status = importlib.import_module(script).main([str(a) for a in argv]) or 0
         except SystemExit as stop:
@@ -77,8 +77,11 @@ def status_of(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def run(script, argv, log, **how):
-    return status_of(start(script, argv, log, **how))
+def run(script, argv, log, room=None):
+    """The exit status; the words go through a pipe, which no room for files can stop."""
+    with open(log, "wb") as file, subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file) as cat:
+        status = status_of(start(script, argv, cat.stdin.fileno(), room))
+    return status
 
 
 def whole(folder):

@@ -15,6 +15,7 @@ under test is how input is read, not what is computed.
 import argparse
 import ast
 import contextlib
+import gzip
 import importlib
 import io
 import json
@@ -24,17 +25,22 @@ import random
 import resource
 import shutil
 import signal
+import struct
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+import training  # noqa: E402
+
 LIMIT = 60  # seconds that one input may take: none needs more than a few
 MEMORY = 6 * 2**30  # bytes that one input may ask for
 
@@ -76,8 +82,26 @@ def parser_of(name):
 # --------------------------------------------------------------------------------------------------------- valid inputs
 
 SMALL = {"--train-steps": "2", "--batch-size": "2", "--save-every": "1", "--n": "2", "--steps": "2",
-         "--n-particles": "4", "--n-latents": "4", "--vis-every": "1", "--sample-batch": "2"}  # of any run
-SMALL_MODEL = {"--img-size": "16", "--width": "8", "--T": "4", "--z-dim": "4", "--precision": "float32"}  # if it trains
+         "--n-particles": "4", "--n-latents": "4", "--vis-every": "1", "--sample-batch": "2", "--perceptual": "0",
+         "--critic-start": "0"}  # of any run; the perceptual network takes long to train
+SLOW = {"--audit", "--make-judge", "--fid", "--wandb"}  # flags that start something else, which takes long
+RUNS = {  # what is trained to have checkpoints of: script and flags
+    "points": ("vp_sde", ["--data=S"]),
+    "crystals": ("vp_sde", ["--img-size=16", "--precision=float32"]),
+    "vae": ("vae", ["--img-size=16", "--z-dim=4"]),
+    "digits": ("vae", ["--data=mnist", "--z-dim=3"]),
+    "latent_prior": ("latent_prior", ["--width=8", "--T=4"]),
+    "mixture": ("dddm", ["--width=8", "--depth=2"]),
+    "patches": ("dddm", ["--data=crystals", "--img-size=16", "--width=16", "--heads=2", "--depth=1", "--shared=0"]),
+    "tokens": ("dddm", ["--data=mnist", "--width=16", "--heads=2", "--depth=1", "--shared=0"]),
+    "simple": ("vae_gan", ["--scheme=simple"]),
+    "composite": ("vae_gan", []),
+}
+
+
+def idx(array):
+    """The bytes of an idx file."""
+    return struct.pack(f">{1 + array.ndim}I", 2048 + array.ndim, *array.shape) + array.tobytes()
 
 
 class World:
@@ -85,21 +109,33 @@ class World:
 
     def __init__(self, folder):
         self.folder, self.inputs = Path(folder), Path(folder, "inputs")
-        self.inputs.mkdir(parents=True)
+        self.real = self.inputs / "real"
+        (self.real / "MNIST" / "raw").mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        for part, n in ("train", 12), ("t10k", 6):
+            for name, array in ("images-idx3", rng.integers(0, 256, (n, 28, 28))), ("labels-idx1", np.arange(n) % 10):
+                (self.real / f"MNIST/raw/{part}-{name}-ubyte").write_bytes(idx(array.astype(np.uint8)))
+        with tarfile.open(self.real / "cifar-10-binary.tar.gz", "w:gz") as tar:
+            for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin", "readme.html"):
+                member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+                member.size = 2 * 3073
+                tar.addfile(member, io.BytesIO(rng.integers(0, 10, member.size).astype(np.uint8).tobytes()))
         self.parsers = {name: parser_of(name) for name in scripts()}
-        self.flags = {name: [a for a in p._actions if a.option_strings and "--audit" not in a.option_strings]
-                      for name, p in self.parsers.items()}  # the audit takes too long to be let loose
+        self.flags = {name: [a for a in p._actions if a.option_strings and not SLOW & set(a.option_strings)]
+                      for name, p in self.parsers.items()}
         self.has = {name: {s for a in p._actions for s in a.option_strings} for name, p in self.parsers.items()}
-        self.trained = sorted((n for n in self.has if "--train" in self.has[n]), key=lambda n: "--vae" in self.has[n])
-        for name in self.trained:
-            self.made(name, [*self.valid(name, train=True), "--out", str(self.inputs / name)])
+        unknown = {name for name in self.has if "--train" in self.has[name]} - {script for script, _ in RUNS.values()}
+        if unknown:
+            raise RuntimeError(f"what should a tiny training of {unknown} be? Say it in RUNS")
+        for label, (name, _) in RUNS.items():
+            self.made(name, [*self.valid(label, train=True), "--out", str(self.inputs / label)])
         self.data_set = self.inputs / "crystals.pt"
         self.made("data", ["--build", "6", "--img-size", "16", "--out", str(self.data_set)])
         self.frames = self.inputs / "frames"
         self.made("reference_gmm_sde", [*self.valid("reference_gmm_sde"), "--out", str(self.frames)])
         self.paths = ["", ".", "..", "in", "in/none.pt", "/nowhere/x", "/proc/self/mem", "in/file/below", "a" * 300,
                       "\0", "/dev/null", "/dev/full", "\udcff.pt", "größe", "--", "in/file"]
-        self.paths += [str(self.data_set), str(self.frames), *(str(self.inputs / name / file) for name in self.trained
+        self.paths += [str(self.data_set), str(self.frames), *(str(self.inputs / label / file) for label in RUNS
                                                                for file in ("", "last.pt", "config.json"))]
 
     def made(self, name, argv):
@@ -107,15 +143,15 @@ class World:
         if status:
             raise RuntimeError(f"{name} {argv} should work, but: {err}")
 
-    def valid(self, name, train=False):
-        """A command line that works but for its --out, and is small."""
-        sizes = SMALL | (SMALL_MODEL if train else {})
-        argv = [word for flag, value in sizes.items() if flag in self.has[name] for word in (flag, value)]
-        if "--vae" in self.has[name]:
-            argv += ["--vae", str(self.inputs / "vae")]
+    def valid(self, label, train=False):
+        """A small command line of a run (or of a script) that works but for its --out."""
+        name, flags = RUNS.get(label, (label, []))
+        argv = [word for flag, value in SMALL.items() if flag in self.has[name] for word in (flag, value)]
+        argv += ["--data-dir", str(self.real)] if "--data-dir" in self.has[name] else []
+        argv += ["--vae", str(self.inputs / "vae")] if "--vae" in self.has[name] else []
         if train:
-            return ["--train", *argv]
-        return argv + (["--ckpt", str(self.inputs / name)] if name in self.trained else [])
+            return ["--train", *argv, *flags]
+        return argv + (["--ckpt", str(self.inputs / label)] if label in RUNS else [])
 
 
 # ------------------------------------------------------------------------------------------------------- hostile inputs
@@ -291,46 +327,100 @@ def mutated(rng, words, world):
     return words
 
 
-KINDS = {"argv": 11, "checkpoint": 3, "resume": 2, "data set": 2, "config": 2, "frames": 1}
+KINDS = {"argv": 11, "checkpoint": 3, "resume": 2, "data set": 1, "config": 2, "frames": 1, "idx": 1, "archive": 1}
+
+
+def archive(rng, blob):
+    """The bytes of a .tar.gz, hurt, or with members that should not be there, or not be like that."""
+    what = rng.random()
+    if what < 0.3:
+        return scramble(rng, blob)
+    raw = gzip.decompress(blob)
+    if what < 0.5:
+        return gzip.compress(scramble(rng, raw), 1)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(raw)) as old, tarfile.open(fileobj=buffer, mode="w:gz") as new:
+        members = old.getmembers()
+        strange = rng.choice(members)
+        for member in members:
+            content = old.extractfile(member).read()
+            if member is strange:
+                kind = rng.choice(("", "", "type", "name", "size", "lost"))
+                if kind == "lost":
+                    continue
+                if kind == "type":
+                    member.type = rng.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE))
+                    member.linkname = rng.choice(("../../x", "/etc/passwd", "test_batch.bin"))
+                elif kind == "name":
+                    names = "../../x.bin", "/x.bin", f"./{member.name}", "cifar-10-batches-bin", "", "a" * 300
+                    member.name = rng.choice(names)
+                elif kind == "size":
+                    content = scramble(rng, content)
+                else:
+                    content = bytes([rng.choice((10, 255))]) + content[1:]
+                member.size = len(content) if member.isreg() else 0
+            new.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 def case(world, seed, i):
     """Input i: (kind, script, argv, files to lay out below the working folder: name -> bytes, folder or None: FIFO)."""
     rng = random.Random(f"{seed} {i}")
     files = {"in/file": b"not a folder", "in": Path()}
-    kind, trained = rng.choices(list(KINDS), KINDS.values())[0], rng.choice(world.trained)
+    kind, label, real = rng.choices(list(KINDS), KINDS.values())[0], rng.choice(list(RUNS)), False
     if kind == "argv":
-        name = rng.choice(list(world.has))
+        label = name = rng.choice(list(world.has))
         if rng.random() < 0.6:
             argv = soup(rng, world, name)
         else:
             train = "--train" in world.has[name] and rng.random() < 0.4
-            argv = mutated(rng, world.valid(name, train), world)
+            label = rng.choice([key for key in RUNS if RUNS[key][0] == name] or [name])
+            argv = mutated(rng, world.valid(label, train), world)
     elif kind == "checkpoint":
-        name, made_by = trained, rng.choice((trained, trained, trained, rng.choice(world.trained)))
-        flag = "--vae" if "--vae" in world.has[name] and rng.random() < 0.4 else "--ckpt"
-        files["in/x.pt"] = spoilt_checkpoint(rng, world.inputs / ("vae" if flag == "--vae" else made_by) / "last.pt")
-        argv = [*world.valid(name, train=flag == "--vae" and rng.random() < 0.3), flag, "in/x.pt"]
+        name, made_by = RUNS[label][0], rng.choice((label, label, label, label, rng.choice(list(RUNS))))
+        flag = rng.choice([f for f in ("--ckpt", "--ckpt", "--vae", "--against", "--judge") if f in world.has[name]])
+        made_by = world.inputs / {"--vae": "vae"}.get(flag, made_by) / "last.pt"
+        files["in/x.pt"] = spoilt_checkpoint(rng, training.SHIPPED / "mnist_judge.pt" if flag == "--judge" else made_by)
+        argv = [*world.valid(label, train=flag == "--vae" and rng.random() < 0.3), flag, "in/x.pt"]
+        argv += ["--compare"] if flag == "--against" or (name == "vae_gan" and rng.random() < 0.1) else []
         argv += ["--use-ema", "0"] if rng.random() < 0.2 else []
         if rng.random() < 0.1:
             name, argv = "training", ["in/x.pt", "out/x.pt"]
-        elif rng.random() < 0.1 and "audit" in world.has:
+        elif rng.random() < 0.1:
             name, argv = "audit", ["--ckpt", "in/x.pt"]
     elif kind == "resume":
-        name, files["run"] = trained, world.inputs / trained
-        files["run/last.pt"] = spoilt_checkpoint(rng, world.inputs / trained / "last.pt")
+        name, files["run"] = RUNS[label][0], world.inputs / label
+        files["run/last.pt"] = spoilt_checkpoint(rng, world.inputs / label / "last.pt")
         argv = ["--resume", "--out", "run", "--train-steps", "3"]
         if rng.random() < 0.3:
-            files["run/log.jsonl"] = scramble(rng, (world.inputs / trained / "log.jsonl").read_bytes())
+            files["run/log.jsonl"] = scramble(rng, (world.inputs / label / "log.jsonl").read_bytes())
     elif kind == "data set":
-        name = rng.choice([n for n in world.trained if "--data-path" in world.has[n]])
-        files["in/x.pt"] = spoilt_checkpoint(rng, world.data_set)
-        argv = [*world.valid(name, train=True), "--data-path", "in/x.pt"]
+        label = rng.choice([key for key in RUNS if "--data-path" in world.has[RUNS[key][0]]])
+        name, files["in/x.pt"] = RUNS[label][0], spoilt_checkpoint(rng, world.data_set)
+        argv = [*world.valid(label, train=True), "--data-path", "in/x.pt"]
     elif kind == "config":
-        name = rng.choice([n for n in world.has if "--config" in world.has[n]])
-        made_by = name if name in world.trained else "frames"
-        files["in/x.json"] = spoilt_json(rng, (world.inputs / made_by / "config.json").read_text())
-        argv = [*world.valid(name, train="--train" in world.has[name] and rng.random() < 0.5), "--config", "in/x.json"]
+        name, label = rng.choice(((RUNS[label][0], label), ("reference_gmm_sde", "frames")))
+        files["in/x.json"] = spoilt_json(rng, (world.inputs / label / "config.json").read_text())
+        argv = [*world.valid(label if label in RUNS else name, train=label in RUNS and rng.random() < 0.5)]
+        argv += ["--config", "in/x.json"]
+    elif kind == "idx":
+        label, real, files["d"] = rng.choice(("digits", "tokens", "simple", "composite")), True, world.real
+        name, part = RUNS[label][0], rng.choice(sorted(path.name for path in (world.real / "MNIST/raw").iterdir()))
+        blob = scramble(rng, (world.real / "MNIST/raw" / part).read_bytes())
+        header = struct.pack(">I", rng.choice((0, 1, 12, 60_000, 2**31, 2**32 - 1)))
+        blob = rng.choice((blob, blob[:4] + header + blob[8:], b"", blob[:8], gzip.compress(blob)))
+        if rng.random() < 0.4:
+            small = gzip.compress(blob)
+            files[f"d/MNIST/raw/{part}.gz"] = rng.choice((small, blob, scramble(rng, small)))
+            files[f"d/MNIST/raw/{part}"] = ()
+        else:
+            files[f"d/MNIST/raw/{part}"] = blob
+        argv = [*world.valid(label, train=True), "--data-dir", "d"]
+        argv += ["--epochs", "1"] if rng.random() < 0.3 else []
+    elif kind == "archive":
+        name, real, files["d"] = "dddm", True, world.real
+        files["d/cifar-10-binary.tar.gz"] = archive(rng, (world.real / "cifar-10-binary.tar.gz").read_bytes())
+        argv = [*world.valid("tokens", train=True), "--data", "cifar10", "--data-dir", "d"]
     else:
         name = "make_gif"
         for j in range(rng.randrange(5)):
@@ -339,12 +429,12 @@ def case(world, seed, i):
                 (blob, blob, blob, scramble(rng, blob), b"", Path(), None))
         argv = ["--frames", rng.choice(("in", "in", "in", str(world.frames))), "--output"]
         argv += rng.choice((["out.gif"], ["out.html", "--html"], ["in/file/out.gif"], ["in"], soup(rng, world, name)))
-    if rng.random() < 0.05 and files:
-        files[rng.choice([f for f in files if f != "in"])] = None
+    if rng.random() < 0.05:
+        files[rng.choice([f for f in files if isinstance(files[f], bytes)])] = None
     small = [flag for flag in SMALL if flag in world.has[name] and kind != "resume"]
     argv += [word for flag in small for word in (flag, SMALL[flag])]
     slow = name in ("audit", "gallery")  # they may load what they are given, but not go on
-    if "--out" in world.has[name] and kind != "resume" and (slow or rng.random() < 0.7):
+    if "--out" in world.has[name] and kind != "resume" and not real and (slow or rng.random() < 0.8):
         argv += ["--out", "in/file"]
     return kind, name, argv, files
 
@@ -382,6 +472,8 @@ def lay_out(folder, files):
                 path.unlink()
             if not path.exists():
                 os.mkfifo(path)
+        elif what == ():
+            path.unlink()
         elif isinstance(what, bytes):
             path.write_bytes(what)
         elif what == Path():
@@ -503,6 +595,8 @@ def prepare():
     os.environ["MPLCONFIGDIR"] = tempfile.tempdir = str(folder / "tmp")
     sys.dont_write_bytecode = True
     torch.set_num_threads(1)
+    for scheme in ("http", "https"):
+        os.environ[f"{scheme}_proxy"] = "http://127.0.0.1:9"  # nothing listens there: no network, and at once
     return World(folder)
 
 
