@@ -457,7 +457,7 @@ def make_parser():
     add("--judge", metavar="FILE",
         help="the held-out classifier and what it says of real digits (default: the one that ships)")
     add("--make-judge", action="store_true", help="train such a classifier, and write judge.pt")
-    training.shared_flags(parser, train_steps=6000, batch_size=64, lr=1e-3)
+    training.shared_flags(parser, train_steps=4000, batch_size=64, lr=1e-3)
     return parser
 
 
