@@ -181,7 +181,7 @@ def adaptive_weight(g_rec, g_adv, cap):
 def train_classifier(x_u8, labels, seed, width, steps, device, precision, n=128):
     """A classifier of the labels, in evaluation mode and without gradients of its own."""
     net = seeded(lambda: Classifier(width), seed).to(device)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01, fused=True)
     for step in range(steps):
         rows = torch.randint(len(x_u8), (n,), generator=training.generator(seed, step, 3))
         for group in optimizer.param_groups:
@@ -457,7 +457,7 @@ def make_parser():
     add("--judge", metavar="FILE",
         help="the held-out classifier and what it says of real digits (default: the one that ships)")
     add("--make-judge", action="store_true", help="train such a classifier, and write judge.pt")
-    training.shared_flags(parser, train_steps=8000, batch_size=64, lr=1e-3)
+    training.shared_flags(parser, train_steps=4000, batch_size=64, lr=1e-3)
     return parser
 
 
