@@ -511,13 +511,14 @@ def test_wandb_gets_numbers_and_pictures_under_their_names(tmp_path, capsys, mon
     package = types.ModuleType("wandb")
     package.init, package.Image, package.__spec__ = init, str, importlib.machinery.ModuleSpec("wandb", None)
     monkeypatch.setitem(sys.modules, "wandb", package)
+    monkeypatch.setitem(dddm.TRAINING_SET, "mixture", 24)  # three steps an epoch
     dddm.main(["--train", "--train-steps", "4", "--batch-size", "8", "--eval-every", "2", "--width", "16", "--n", "64",
                "--wandb", "--wandb-project", "toy", "--wandb-name", "first", "--out", str(tmp_path)])
     (how, *lines), names = logged, set()
     assert (how["project"], how["name"]) == ("toy", "first") and how["config"]["m"] == 8
     for _, values in lines:
         names |= set(values)
-    assert {"train/loss", "eval/mmd2", "epoch/number", "plots/loss"} <= names
+    assert {"train/loss", "eval/mmd2", "epoch/loss", "epoch/number", "plots/loss"} <= names
     assert [step for step, values in lines if "train/loss" in values] == [2, 4]
 
 
