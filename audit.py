@@ -18,7 +18,7 @@ Left out: the judge's own formulas, which `python reference_gmm_sde.py --audit` 
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11",
-#                 "tqdm>=4.66,<5"]
+#                 "tqdm>=4.66,<5", "pooch>=1.8,<2"]
 # ///
 
 import argparse
@@ -326,7 +326,7 @@ def load_pair(path, checkpoint, device):
     if (vae_config["mode"], vae_config["n_types"]) != ("rot-only", 4):
         raise ValueError(f"{path}: only crystals of mode rot-only and all four types can be judged")
     prior = training.load_weights(latent_prior.build(config), checkpoint["ema"], path).to(device).eval()
-    name = "VAE" if vae_config["uncond"] else "VAE that is told the condition"
+    name = "VAE" if vae_config["uncond"] else "conditional VAE"
     return Pair(name, net, vae_config | {"precision": precision}, prior, config, device)
 
 
@@ -373,7 +373,7 @@ def normal(pair):
 
 def nearest_of_any(pair, prior):
     error = metrics.crystal_error(decoded(pair, prior)[0]).error.mean().item()
-    return f"{pair.name}, {prior}: to the nearest crystal of any type and angle", 0, error, None
+    return f"{pair.name}, {prior}: to the nearest of any crystal", 0, error, None
 
 
 def few_against_many(pair):
@@ -502,15 +502,17 @@ def side_by_side(model, path):
 
 # ---------------------------------------------------------------------------------------------------------- the verdict
 
-LOADERS = {"vp_sde": load_score, "latent_prior": load_pair}
+LOADERS = {"vp_sde": (load_score, vp_sde), "latent_prior": (load_pair, latent_prior)}
 
 
 def load(path):
     """What a checkpoint can be judged by.  Raises ValueError where there is no closed form for it."""
-    checkpoint = training.load_checkpoint(path)
-    if checkpoint["script"] not in LOADERS:
-        raise ValueError(f"{path} was made by {checkpoint['script']}.py, whose checkpoints are not judged here")
-    return LOADERS[checkpoint["script"]](path, checkpoint, training.pick_device("auto"))
+    made_by = training.load_checkpoint(path)["script"]
+    if made_by not in LOADERS:
+        raise ValueError(f"{path} was made by {made_by}.py, whose checkpoints are not judged here")
+    loader, script = LOADERS[made_by]
+    checkpoint = training.load_checkpoint(path, made_by, script.make_parser())
+    return loader(path, checkpoint, training.pick_device("auto"))
 
 
 def judge(rows, table):

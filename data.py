@@ -12,17 +12,24 @@ and because each Gaussian is a product of a column and a row, a whole image is o
 
 Image i of a seed is the same bits however it is asked for: its random numbers are a fixed stretch of one counter-based
 stream, and it is rendered in float64 before it is rounded to 8 bits.
+
+Real images as well: `load_mnist` and `load_cifar10` read the published files, and download those that are missing.
 """
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "tqdm>=4.66,<5"]
+# dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "tqdm>=4.66,<5", "pooch>=1.8,<2"]
 # ///
 
 import argparse
+import gzip
+import hashlib
 import math
 import os
+import struct
 import sys
+import tarfile
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -282,6 +289,144 @@ def load_built(path) -> dict:
     if not (in_range and d["y_cont"].isfinite().all()):
         raise ValueError(f"{path}: y_cat should be 0 to {len(KINDS) - 1} and y_cont finite")
     return d
+
+
+# ---------------------------------------------------------------------------------------------------------- real images
+
+MNIST_MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
+MNIST_FILES = {  # SHA-256 of the published .gz, and of what is in it
+    "train-images-idx3-ubyte": ("440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+                                "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
+    "train-labels-idx1-ubyte": ("3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+                                "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+    "t10k-images-idx3-ubyte": ("8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+                               "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+    "t10k-labels-idx1-ubyte": ("f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+                               "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+}
+MNIST_SIZES = {"train": 60_000, "t10k": 10_000}
+CIFAR_MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
+CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
+CIFAR_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+CIFAR_BATCHES = {True: [f"data_batch_{i}.bin" for i in range(1, 6)], False: ["test_batch.bin"]}
+AGAIN = "delete it, and it will be downloaded again"
+
+
+def download(path, mirrors, sha256):
+    """Fetch path.name from the first mirror that has it, with a progress bar; kept only if the SHA-256 is right.
+
+    Raises OSError with one sentence that names the file, the folder it belongs in and the addresses.
+    """
+    import pooch  # here, because it is needed once in the life of a data folder
+
+    pooch.get_logger().setLevel("WARNING")
+    addresses, failed = [mirror + path.name for mirror in mirrors], []
+    for address in addresses:
+        get = pooch.HTTPDownloader(progressbar=True, timeout=30)
+        try:
+            pooch.retrieve(address, f"sha256:{sha256}", fname=path.name, path=path.parent, downloader=get)
+            return
+        except (OSError, ValueError) as error:  # no network, not there, or not the file that was published
+            failed.append("wrong content" if isinstance(error, ValueError) else type(error).__name__)
+    raise OSError(f"no file {path.name} in {path.parent}, and no download ({', '.join(failed)}): put it there, "
+                  f"from {' or '.join(addresses)}")
+
+
+def read_idx(raw, name, axes):
+    """An idx file, plain or .gz, as uint8 with so many axes; downloaded if it is not there.
+
+    A file that has as many items as the published one must have its content (compressed again is fine); one of another
+    length is somebody's own, and only its form is checked.  Raises ValueError that names a damaged file.
+    """
+    path = raw / name if (raw / name).is_file() else raw / f"{name}.gz"
+    if not path.is_file():
+        download(path, MNIST_MIRRORS, MNIST_FILES[name][0])
+    try:
+        content = path.read_bytes() if path.suffix != ".gz" else gzip.decompress(path.read_bytes())
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise ValueError(f"{path} is damaged or cut short: {AGAIN}") from None
+    if len(content) < 4 + 4 * axes:
+        raise ValueError(f"{path} is cut short: {AGAIN}")
+    magic, *shape = struct.unpack(f">{1 + axes}I", content[: 4 + 4 * axes])
+    if magic != 2048 + axes:  # 8 for bytes in the third byte, the number of axes in the fourth
+        what = "images" if axes == 3 else "labels"
+        raise ValueError(f"{path} is no idx file of {what}: its magic number is {magic}, not {2048 + axes}")
+    if len(content) != 4 + 4 * axes + math.prod(shape) or shape[0] == 0:
+        raise ValueError(f"{path} is damaged: {len(content)} bytes, where its header promises {shape}; {AGAIN}")
+    published = shape[0] == MNIST_SIZES[name.partition("-")[0]]
+    if published and hashlib.sha256(content).hexdigest() != MNIST_FILES[name][1]:
+        raise ValueError(f"{path} is not the published file, or damaged (its SHA-256 differs): {AGAIN}")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=4 + 4 * axes).view(shape)
+
+
+def load_mnist(folder, train: bool):
+    """MNIST in torchvision's layout, FOLDER/MNIST/raw: x_u8 uint8 [N, 1, 28, 28] and labels int64 [N].
+
+    Raises ValueError for a damaged file, OSError where one is missing and cannot be downloaded.
+    """
+    raw, part = Path(folder, "MNIST", "raw"), "train" if train else "t10k"
+    x_u8 = read_idx(raw, f"{part}-images-idx3-ubyte", 3)
+    labels = read_idx(raw, f"{part}-labels-idx1-ubyte", 1).long()
+    if x_u8.shape[1:] != (28, 28):
+        raise ValueError(f"{raw}: the {part} images are {x_u8.shape[1]} x {x_u8.shape[2]} pixels, not 28 x 28")
+    return _paired(x_u8[:, None], labels, f"{raw} ({part})")
+
+
+def load_cifar10(folder, train: bool):
+    """CIFAR-10 from its binary version, FOLDER/cifar-10-batches-bin: x_u8 uint8 [N, 3, 32, 32] and labels int64 [N].
+
+    Unpacked from FOLDER/cifar-10-binary.tar.gz, downloaded, where it is not there.  Raises as `load_mnist` does.
+    """
+    batches, archive = Path(folder, "cifar-10-batches-bin"), Path(folder, CIFAR_ARCHIVE)
+    if not all((batches / name).is_file() for name in CIFAR_BATCHES[train]):
+        if not archive.is_file():
+            download(archive, CIFAR_MIRRORS, CIFAR_SHA256)
+        unpack(archive, batches)
+    x_u8, labels = [], []
+    for name in CIFAR_BATCHES[train]:
+        content = (batches / name).read_bytes()
+        if len(content) % 3073 or not content:  # a label, then 32 x 32 red, green and blue
+            raise ValueError(f"{batches / name} is cut short: {len(content)} bytes are no whole number of images")
+        records = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, 3073)
+        x_u8.append(records[:, 1:].reshape(-1, 3, 32, 32))
+        labels.append(records[:, 0].long())
+        if len(labels[-1]) != len(labels[0]):
+            raise ValueError(f"{batches / name} holds {len(labels[-1])} images, but the first batch {len(labels[0])}")
+    return _paired(torch.cat(x_u8), torch.cat(labels), batches)
+
+
+def _paired(x_u8, labels, where):
+    if len(x_u8) != len(labels):
+        raise ValueError(f"{where}: {len(x_u8)} images, but {len(labels)} labels")
+    if labels.max() > 9:
+        raise ValueError(f"{where}: labels should be 0 to 9, not {labels.max()}")
+    return x_u8, labels
+
+
+def unpack(archive, batches):
+    """Write the six batches of the CIFAR archive, and nothing else of it, into the folder `batches`.
+
+    Nothing is written if a member's path leaves the folder, or if anything in the archive is damaged.
+    """
+    wanted = [f"{batches.name}/{name}" for names in CIFAR_BATCHES.values() for name in names]
+    try:
+        with gzip.open(archive) as whole:
+            while whole.read(2**20):
+                pass  # to the very end, where the checksum is: tarfile stops short of it
+        with tarfile.open(archive, "r:gz") as tar:
+            members = tar.getmembers()
+            for member in members:
+                tarfile.data_filter(member, str(batches.parent))  # raises for a path, or a link, that leads outside
+            found = {m.name.removeprefix("./"): m for m in members if m.isreg()}
+            content = {name: tar.extractfile(found[name]).read() for name in wanted if name in found}
+    except tarfile.FilterError as error:
+        raise ValueError(f"{archive} is not to be trusted: {error}; nothing was unpacked") from None
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error):
+        raise ValueError(f"{archive} is damaged or cut short: {AGAIN}") from None
+    if missing := [name for name in wanted if name not in content]:
+        raise ValueError(f"{archive} holds no {missing[0]}: {AGAIN}")
+    for name, data in content.items():
+        write_whole(batches.parent / name, lambda file, data=data: file.write(data))
 
 
 # ---------------------------------------------------------------------------------------------------------- the preview

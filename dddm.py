@@ -20,9 +20,8 @@ De Bortoli et al. 2025 (arXiv 2502.02483).  Energy score: Gneiting and Raftery 2
 """
 # /// script
 # requires-python = ">=3.11"
-# dependencies = [
-#     "torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11", "tqdm>=4.66,<5",
-# ]
+# dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11",
+#                 "tqdm>=4.66,<5", "pooch>=1.8,<2"]
 # ///
 
 import argparse
@@ -40,6 +39,7 @@ import metrics
 import pictures
 import reference_gmm_sde as reference
 import training
+import vae_gan
 from make_gif import save_gif
 
 MODEL_FLAGS = ("data", "img_size", "patch", "width", "depth", "heads", "shared", "xi_dim")  # the checkpoint knows them
@@ -596,8 +596,6 @@ def digit_frechet(x):
     path = training.SHIPPED / "mnist_judge.pt"
     if not path.exists():
         return None
-    import vae_gan  # here, because that file stands above this one
-
     judge, real = vae_gan.load_judge(path)
     _, features = vae_gan.judge_of(judge, unit(x))
     return metrics.frechet(features, real["mean"], real["cov"]), real["said"]["frechet_floor"]

@@ -17,7 +17,7 @@ which the scripts that are called here print, and keep when they are run by them
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11",
-#                 "tqdm>=4.66,<5"]
+#                 "tqdm>=4.66,<5", "pooch>=1.8,<2"]
 # ///
 
 import argparse

@@ -25,7 +25,7 @@ DDPM: Ho et al. 2020 (arXiv 2006.11239).  DDIM: Song et al. 2021 (2010.02502).  
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11",
-#                 "tqdm>=4.66,<5"]
+#                 "tqdm>=4.66,<5", "pooch>=1.8,<2"]
 # ///
 
 import argparse
@@ -230,9 +230,11 @@ def fingerprint(net):
 def load_vae(path, device):
     """The VAE of a checkpoint, its config and its fingerprint.  Its weights are rounded as in a shipped file."""
     path = Path(path) if Path(path).exists() else Path(__file__).parent / path
-    checkpoint = training.load_checkpoint(path, "vae")
+    checkpoint = training.load_checkpoint(path, "vae", vae.make_parser())
     if missing := [key for key in (*vae.MODEL_FLAGS, "seed", "data_path") if key not in checkpoint["config"]]:
         raise ValueError(f"{path} does not say its {missing[0]}: it is damaged, or of another version")
+    if vae.is_digits(checkpoint["config"]):
+        raise ValueError(f"{path} is a VAE of digits: this prior is one of crystals")
     net = training.load_weights(vae.build(checkpoint["config"]), checkpoint["ema"], path).half().float().eval()
     return net.to(device).requires_grad_(False), checkpoint["config"], fingerprint(net)
 

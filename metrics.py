@@ -2,6 +2,7 @@
 
     error(x)      = min over the crystals R that x may be of  sqrt(mean over pixels (x - R)^2)       crystal_error
     W_1(F, G)     = integral over u in [0, 1] of |F^-1(u) - G^-1(u)|                                 mass_w1, aspect_w1
+    d^2(P, Q)     = |m_P - m_Q|^2 + tr(C_P + C_Q - 2 (C_P^1/2 C_Q C_P^1/2)^1/2)                      frechet
     E[x_0 | x_t]  = sum_b w_b X(b),  w_b ~ exp(-|x_t - alpha X(b)|^2 / 2 sigma^2),  X = 2 R - 1      ExactDenoiser
 
 A rot-only crystal is a known function R(type, theta, aspect) of its condition and, for rectangular lattices only, of an
@@ -322,6 +323,38 @@ def _radial_power(x):
     total = torch.bincount(radius[rings], power.flatten()[rings], H // 2 + 1)
     mean = total / torch.bincount(radius[rings], minlength=H // 2 + 1)
     return mean / mean.sum()
+
+
+def frechet(features, mean, cov) -> float:
+    """Frechet distance of the Gaussians fitted to features [N, F] and to (mean [F], cov [F, F]), in float64:
+
+        d^2 = |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2)
+
+    In the features of Inception it is called FID; name the network that the features are from.  Dowson, Landau 1982.
+    """
+    m_1, C_1 = feature_moments(features)
+    m_2, C_2 = (np.asarray(v, dtype=np.float64) for v in (mean, cov))
+    if m_2.shape != m_1.shape or C_2.shape != C_1.shape:
+        raise ValueError(f"features of {len(m_1)} numbers cannot be compared with a mean of {m_2.shape}")
+    values, U = np.linalg.eigh(C_1)
+    root = (U * np.sqrt(values.clip(0))) @ U.T  # symmetric, so that the product below is, and has real eigenvalues
+    cross = np.sqrt(np.linalg.eigvalsh(root @ C_2 @ root).clip(0)).sum()
+    return float(((m_1 - m_2) ** 2).sum() + np.trace(C_1) + np.trace(C_2) - 2 * cross)
+
+
+def feature_moments(features):
+    """Mean [F] and unbiased covariance [F, F] of features [N, F], NumPy float64."""
+    f = np.asarray(features, dtype=np.float64)
+    if f.ndim != 2 or len(f) < 2 or not np.isfinite(f).all():
+        raise ValueError("features must be [N, F], N at least 2, all finite")
+    return f.mean(0), np.atleast_2d(np.cov(f, rowvar=False))
+
+
+def gradient_energy(x) -> float:
+    """Mean over images [N, C, H, W] of the sum of squared differences between neighbouring pixels: blur lowers it."""
+    x = x.double()
+    squares = [x.diff(dim=axis).square().sum((1, 2, 3)) for axis in (2, 3)]
+    return float(sum(squares).mean())
 
 
 def real_crystals(kind, theta, seed=0, img_size=64):

@@ -15,6 +15,10 @@ with distances to exact samples beside their floors, which is what exact samples
 takes 20 seconds and puts every formula and integrator of this file on trial (the rows are in reference_audit.py).
 Left out: anything learned. The torch scripts are judged by what is here, so they bring their own samplers.
 """
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11", "tqdm>=4.66,<5"]
+# ///
 
 import argparse
 import io
@@ -570,7 +574,7 @@ def parse_args(argv):
     if args.config:  # its settings go in front of the flags, so that flags win
         try:
             settings = dict(json.loads(Path(args.config).read_text()), config=None)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             parser.error(f"--config {args.config} is not a readable config.json: {error}")
         flags = [(f"--{k.replace('_', '-')}", v) for k, v in settings.items() if v is not None and v is not False]
         args = parser.parse_args([flag if v is True else f"{flag}={v}" for flag, v in flags] + argv)

@@ -9,6 +9,11 @@ to keep.  To turn the `last.pt` of a run into the small file that ships:
 
     python training.py outputs/vp_sde/crystals_sde_seed0/last.pt assets/checkpoints/vp_sde.pt
 """
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11",
+#                 "tqdm>=4.66,<5", "pooch>=1.8,<2"]
+# ///
 
 import argparse
 import contextlib
@@ -66,6 +71,13 @@ def positive(text):
     return number(float, 0, 1e9, open_low=True)(text)
 
 
+def side(text):
+    """An argparse type: the side of an image, in pixels."""
+    if number(int, 16, 1024)(text) % 16:
+        raise argparse.ArgumentTypeError(f"must be a multiple of 16, not {text}")
+    return int(text)
+
+
 def shared_flags(parser, train_steps, batch_size, lr):
     """The flags that every training script has, with this script's defaults."""
     add = parser.add_argument_group("run, training and device").add_argument
@@ -97,10 +109,24 @@ def crystal_flags(parser):
     add("--mode", choices=data.MODES, default="rot-only",
         help="what varies from crystal to crystal (default %(default)s)")
     add("--n-types", type=number(int, 1, 4), default=4, help="lattice types in the data (default %(default)s)")
-    add("--img-size", type=number(int, 16, 1024), default=64, help="pixels, a multiple of 16 (default %(default)s)")
+    add("--img-size", type=side, default=64, help="pixels, a multiple of 16 (default %(default)s)")
     add("--kind", type=number(int, 0, 3),
         help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
     add("--theta", type=number(float, 0, data.THETA_MAX), help="ask for one angle, radians in [0, 1.0471]")
+
+
+class Settings(argparse.Namespace):
+    """Parsed flags, and the parser that knows their types and ranges.  vars() of it is the config."""
+
+    __slots__ = ("parser",)  # so it is not among vars()
+
+
+def given_in(words, parser):
+    """The flags that stand in words, and their values: dict."""
+    defaults, unset = vars(parser.parse_args([])), object()
+    # argparse leaves an attribute alone that is there already: what stays unset was not given
+    found = vars(parser.parse_args(words, argparse.Namespace(**dict.fromkeys(defaults, unset))))
+    return {key: value for key, value in found.items() if value is not unset}
 
 
 def parse(parser, argv):
@@ -112,29 +138,41 @@ def parse(parser, argv):
     for word in sys.argv[1:] if argv is None else argv:
         flag, *value = word.split("=", 1)
         words.append("=".join([flag.replace("_", "-"), *value]) if flag.startswith("--") else word)
-
-    def given_in(words):
-        unset = object()  # argparse leaves an attribute alone that is there already: what stays unset was not given
-        found = vars(parser.parse_args(words, argparse.Namespace(**dict.fromkeys(defaults, unset))))
-        return {key: value for key, value in found.items() if value is not unset}
-
-    given = given_in(words)
+    given = given_in(words, parser)
     if given.get("config"):
         preset = read_config(given["config"])
         if unknown := sorted(set(preset) - set(defaults)):
             raise ValueError(f"{given['config']}: unknown key {unknown[0]!r}")
-        words = []  # the preset goes through the parser as well, so that its ranges are checked
-        for key, value in preset.items():
-            if value is not None and value != defaults[key] and key not in ("config", "out", "train", "resume"):
-                words.append("--" + key.replace("_", "-") + ("" if value is True else f"={value}"))
-        given = given_in(words) | given
-    return argparse.Namespace(**(defaults | given)), set(given)
+        kept = {key: value for key, value in preset.items() if key not in ("config", "out", "train", "resume")}
+        given = from_file(parser, kept, given["config"]) | given
+    args = Settings(**(defaults | given))
+    args.parser = parser
+    return args, set(given)
+
+
+def from_file(parser, settings: dict, path) -> dict:
+    """The settings of a file that are not the defaults, read as if they were flags: types and ranges are checked.
+
+    Keys that are no flags are passed over.  Raises ValueError.
+    """
+
+    def complain(message):
+        raise ValueError(f"{path}: {message}")
+
+    defaults, words = vars(parser.parse_args([])), []
+    for key, value in settings.items():
+        if key in defaults and not (type(value) is type(defaults[key]) and value == defaults[key]):
+            switch = value is True and defaults[key] is False
+            words.append("--" + key.replace("_", "-") + ("" if switch else f"={value}"))
+    parser.error = complain  # on this one parser, for as long as it reads a file
+    try:
+        return given_in(words, parser)
+    finally:
+        del parser.error
 
 
 def settle_crystals(args, given):
     """Refuse crystal flags that do not go together, and turn --epochs into --train-steps."""
-    if args.img_size % 16:
-        raise ValueError(f"--img-size must be a multiple of 16, not {args.img_size}")
     if args.kind is not None and args.kind >= args.n_types:
         raise ValueError(f"--kind {args.kind}: the model knows types 0 to {args.n_types - 1} only")
     if args.mode == "simple" and args.theta:
@@ -155,7 +193,7 @@ def settle_epochs(args, given, rows):
 def read_config(path) -> dict:
     try:
         preset = json.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ten thousand brackets are too deep for the decoder
         raise ValueError(f"cannot read the config {path}: {error}") from None
     if not isinstance(preset, dict):
         raise ValueError(f"the config {path} should be one JSON object, such as a run's config.json")
@@ -240,7 +278,7 @@ def run_folder(args, script: str, name: str) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / f".writable{rank()}", b"")
-        (out / f".writable{rank()}").unlink()
+        (out / f".writable{rank()}").unlink(missing_ok=True)  # another run of that name may have been faster
     except OSError as error:
         raise ValueError(f"cannot write into the folder {out} ({error.strerror}): name another with --out") from None
     return out
@@ -269,8 +307,8 @@ def save_checkpoint(path, checkpoint: dict):
     write_whole(path, buffer.getvalue())
 
 
-def load_checkpoint(path, script=None) -> dict:
-    """The checkpoint in a file or run folder, made by `script` (None: by any).
+def load_checkpoint(path, script=None, parser=None) -> dict:
+    """The checkpoint in a file or run folder, made by `script` (None: by any); its parser, if given, checks the config.
 
     Raises ValueError with a sentence for anything else, and never runs code that may be in the file.
     """
@@ -282,14 +320,17 @@ def load_checkpoint(path, script=None) -> dict:
         with zipfile.ZipFile(path) as archive:
             whole = archive.testzip() is None  # every checksum: torch itself would load a flipped bit
         checkpoint = torch.load(path, map_location="cpu", weights_only=True) if whole else {}
-        made_by, step, config, ema = (checkpoint[key] for key in ("script", "step", "config", "ema"))
-        whole = isinstance(config, dict) and isinstance(ema, dict) and isinstance(step, int)
+        kinds = dict(script=str, step=int, config=dict, ema=dict)
+        whole = all(isinstance(checkpoint[key], kind) for key, kind in kinds.items())
+        made_by, config = checkpoint["script"], checkpoint["config"]
     except Exception:  # a damaged file raises whatever its first bad byte leads to
         whole = False
     if not whole:
         raise ValueError(f"{path} is damaged, cut short or no checkpoint of this project")
     if made_by != (script or made_by):
         raise ValueError(f"{path} was made by {made_by}.py, not by {script}.py")
+    if parser:
+        config |= from_file(parser, config, path)
     return checkpoint
 
 
@@ -299,14 +340,14 @@ def open_checkpoint(args, given, script: str, shipped: str):
     Gives args the settings of a resumed run.  Raises ValueError as the loaders do.
     """
     if args.resume:
-        checkpoint = load_run(args.out, script)
+        checkpoint = load_run(args.out, script, args.parser)
         resume_settings(args, given, checkpoint["config"])
         return checkpoint
     if args.train:
         if args.ckpt:
             raise ValueError("--train starts from nothing: leave --ckpt out, or go on with --resume --out DIR")
         return None
-    return load_checkpoint(args.ckpt or SHIPPED / shipped, script)
+    return load_checkpoint(args.ckpt or SHIPPED / shipped, script, args.parser)
 
 
 def take_model_flags(args, given, checkpoint, keys):
@@ -329,14 +370,14 @@ def load_net(net, checkpoint, args, device):
     return load_weights(net, checkpoint[weights], path).to(device).eval()
 
 
-def load_run(out, script: str) -> dict:
+def load_run(out, script: str, parser=None) -> dict:
     """The checkpoint that --resume goes on from.  Raises ValueError where there is none."""
     if not out:
         raise ValueError("--resume needs --out DIR, the folder of the run to go on with")
     path = Path(out, "last.pt")
     if not path.is_file():
         raise ValueError(f"nothing to resume: there is no {path}")
-    checkpoint = load_checkpoint(path, script)
+    checkpoint = load_checkpoint(path, script, parser)
     if not {"model", "optimizer"} <= set(checkpoint):
         raise ValueError(f"nothing to resume: {path} ships averaged weights only, without the state of the training")
     return checkpoint
@@ -351,7 +392,7 @@ def load_weights(module, weights: dict, path):
     return module
 
 
-def resume_settings(args, given, stored: dict, may_differ=("train_steps", "save_every", "device")):
+def resume_settings(args, given, stored: dict, may_differ=("train_steps", "save_every", "device", "data_dir")):
     """Give args the settings of the run that goes on.  Raises ValueError for a flag that contradicts them."""
     for key in sorted(set(stored) & set(vars(args)) - {"out", "resume", "train", "config"}):
         value = getattr(args, key)
@@ -461,12 +502,26 @@ def restore(checkpoint, net, ema, optimizer, out) -> int:
         return 0
     load_weights(net, checkpoint["model"], out / "last.pt")
     load_weights(ema, checkpoint["ema"], out / "last.pt")
-    optimizer.load_state_dict(checkpoint["optimizer"])
+    load_optimizer(optimizer, checkpoint["optimizer"], out / "last.pt")
     return checkpoint["step"]
 
 
-def save_run(out, script, config, step, net, ema, optimizer):
-    parts = dict(model=net.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict())
+def load_optimizer(optimizer, saved, path):
+    """Put the averages of AdamW back; its settings are those of the script.  Raises ValueError if they do not fit."""
+    try:
+        settings = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": dict(saved["state"]), "param_groups": settings})
+        whole = all(set(state) <= {"step", "exp_avg", "exp_avg_sq"} and len(state) in (0, 3)
+                    and all(v.dtype == torch.float32 and v.shape == (p.shape if key != "step" else ())
+                            for key, v in state.items()) for p, state in optimizer.state.items())
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"the state of the optimizer in {path} is damaged, or of another network")
+
+
+def save_run(out, script, config, step, net, ema, optimizer, **more):
+    parts = dict(model=net.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(), **more)
     save_checkpoint(out / "last.pt", dict(script=script, config=config, step=step, **parts))
 
 

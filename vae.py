@@ -13,6 +13,8 @@ metrics.json to outputs/vae/crystals_cond_seed0/.  Other lessons:
     python vae.py --uncond                            the VAE that is told nothing: z has to hold type, angle and aspect
     python vae.py --train --uncond --out outputs/mine train from nothing, then sample
     python vae.py --train --beta 1 --out outputs/b1   a latent closer to N(0, I), crystals further from true ones
+    python vae.py --data mnist                        digits from 2 numbers: the map of them, traversal.png
+    python vae.py --train --data mnist --z-dim 10     more numbers, told the digit (downloads MNIST to --data-dir)
 
 beta is the weight of the KL in the loss; half of it is the variance of a pixel.  Given its condition a crystal of type
 0, 2 or 3 leaves nothing for z to say, so at its optimum a conditional VAE ignores z there, and all priors tie.  It is
@@ -22,11 +24,12 @@ VAE: Kingma and Welling 2014 (arXiv 1312.6114).  Free bits: Kingma et al. 2016 (
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11",
-#                 "tqdm>=4.66,<5"]
+#                 "tqdm>=4.66,<5", "pooch>=1.8,<2"]
 # ///
 
 import argparse
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +41,8 @@ import pictures
 import training
 
 MODEL_FLAGS = ("mode", "img_size", "n_types", "uncond", "z_dim", "beta")  # the checkpoint knows these
-EXAM, HELD_OUT, PROBED = 256, 512, 2048  # held-out crystals: while training, for the report, for what a latent knows
+DIGITS = {"z_dim": 2, "beta": 0.2}  # the defaults that differ with --data mnist
+EXAM, HELD_OUT, PROBED = 256, 512, 2048  # held-out images: while training, for the report, for what a latent knows
 
 # ---------------------------------------------------------------------------------------------------------- the network
 
@@ -128,13 +132,49 @@ class Decoder(nn.Module):
         return waves.unflatten(2, (n, n))
 
 
+class Mlp(nn.Module):
+    """Digits: 784-512-256-128-z, or its mirror, beside the digit that is asked for (11 numbers: 10, and not known)."""
+
+    def __init__(self, *widths):
+        super().__init__()
+        widths = (widths[0] + 11, *widths[1:])
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+
+    def forward(self, h, condition):
+        known = condition.known.float()[:, None]
+        h = torch.cat([h.flatten(1), F.one_hot(condition.kind, 10) * known, 1 - known], 1)
+        for layer in self.layers[:-1]:
+            h = F.silu(layer(h))
+        return self.layers[-1](h).float()
+
+
+class DigitEncoder(Mlp):
+    """mu and log s^2 of q(z | x, c) for images [N, 1, 28, 28]."""
+
+    def __init__(self, z_dim):
+        super().__init__(784, 512, 256, 128, 2 * z_dim)
+
+    def forward(self, x, condition):
+        mu, log_var = super().forward(x, condition).chunk(2, 1)
+        return mu, log_var.clamp(-14, 6)
+
+
+class DigitDecoder(Mlp):
+    """x_hat of p(x | z, c), [N, 1, 28, 28]."""
+
+    def __init__(self, z_dim):
+        super().__init__(z_dim, 128, 256, 512, 784)
+
+    def forward(self, z, condition):
+        return super().forward(z, condition).view(-1, 1, 28, 28).sigmoid()
+
+
 class VAE(nn.Module):
     """Encoder and decoder, 1 M parameters.  Without conditions (--uncond) both see none."""
 
-    def __init__(self, img_size=64, z_dim=32, uncond=False):
+    def __init__(self, encoder, decoder, uncond=False):
         super().__init__()
-        self.uncond, self.z_dim = uncond, z_dim
-        self.encoder, self.decoder = Encoder(img_size, z_dim), Decoder(img_size, z_dim)
+        self.encoder, self.decoder, self.uncond = encoder, decoder, uncond
 
     def encode(self, x, condition):
         return self.encoder(x, condition.dropped() if self.uncond else condition)
@@ -143,11 +183,19 @@ class VAE(nn.Module):
         return self.decoder(z, condition.dropped() if self.uncond else condition)
 
 
+def is_digits(config):
+    return config.get("data") == "mnist"  # a checkpoint older than the digits does not say
+
+
 def build(config):
     """The network a config describes, with fresh weights that depend on its seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
-        net = VAE(config["img_size"], config["z_dim"], config["uncond"])
+        if is_digits(config):
+            net = VAE(DigitEncoder(config["z_dim"]), DigitDecoder(config["z_dim"]), config["uncond"])
+        else:
+            size = config["img_size"], config["z_dim"]
+            net = VAE(Encoder(*size), Decoder(*size), config["uncond"])
     return net.to(memory_format=torch.channels_last)
 
 
@@ -183,7 +231,10 @@ def elbo_nats(x, x_hat, mu, log_var, beta):
 
 
 def load_source(config):
-    """Where training data come from: a built file, or None for crystals rendered on the fly."""
+    """Where training data come from: the digits, a built file, or None for crystals rendered on the fly."""
+    if is_digits(config):
+        x_u8, labels = data.load_mnist(config["data_dir"], train=True)
+        return {"x_u8": x_u8, "y_cat": labels, "y_cont": torch.zeros(len(labels), 4)}
     return data.load_built(config["data_path"]) if config["data_path"] else None
 
 
@@ -191,6 +242,18 @@ def training_batch(config, step, source, n, held_out=False):
     """x in [0, 1] and condition of training step `step`, a function of (seed, step)."""
     x_u8, condition = training.crystal_batch(config, step, source, n, held_out)
     return x_u8.float() / 255, condition
+
+
+def held_out_batch(config, n, digits=None):
+    """x in [0, 1] and condition of the first n held-out images; of digits: test digits, or (x_u8, labels) given."""
+    if not is_digits(config):
+        return training_batch(config, 0, None, n, held_out=True)
+    x_u8, labels = digits or data.load_mnist(config["data_dir"], train=False)
+    return x_u8[:n].float() / 255, digits_asked(labels[:n])
+
+
+def digits_asked(labels):
+    return data.told(labels, torch.zeros(len(labels), 4))
 
 
 def update_ema(ema, net, decay, step):
@@ -230,7 +293,7 @@ def train(config, out, device, checkpoint=None):
     start = training.restore(checkpoint, net, ema, optimizer, out)
     log, sums, clock = training.Log(out / "log.jsonl", start), {}, training.stopwatch()
     every, since = min(250, config["save_every"]), start
-    exam = training_batch(config, 0, source, EXAM, held_out=True)
+    exam = held_out_batch(config, EXAM)
 
     with training.finish_the_step() as stop:
         for step in (bar := training.steps(start, config["train_steps"])):
@@ -406,23 +469,92 @@ def traversal(net, mu, report, config, device, path, rows=6, columns=9):
     pictures.captioned_grid(path, tiles[:, 0], captions, title, columns)
 
 
+def prior_grid(order, z_dim, columns):
+    """Latents at evenly spaced quantiles u of N(0, 1): equal steps are equal shares of what the prior draws.
+
+    Two latents: the plane they span, z_0 to the right and z_1 upwards, [columns^2, 2].  Else one row a latent, in the
+    order given, the others 0: [rows columns, z_dim].  And the values along a row, [columns].
+    """
+    values = torch.special.ndtri((torch.arange(columns) + 0.5) / columns)
+    if z_dim == 2:
+        return torch.stack([values.repeat(columns), values.flip(0).repeat_interleave(columns)], 1), values
+    z = torch.zeros(len(order), columns, z_dim)
+    for row, j in zip(z, order, strict=True):
+        row[:, j] = values
+    return z.flatten(0, 1), values
+
+
+def digit_map(net, kl, condition, config, device, path, rows=10):
+    """A PNG of what the latents of digits mean: `prior_grid`, decoded.  kl: nats in each latent [z_dim]."""
+    order, plane = kl.argsort(descending=True).tolist()[:rows], config["z_dim"] == 2
+    z, values = prior_grid(order, config["z_dim"], columns := 20 if plane else 12)
+    same = condition.map(lambda c: c[:1].expand(len(z), *c.shape[1:]))
+    image = pictures.grid_image(decode(net, z, same, device, config["precision"])[:, 0].numpy(), columns)
+    height, width = image.shape[:2]
+    figure, ax = pictures.plt.subplots(figsize=(9, 9 * height / width + 0.4), layout="constrained")
+    ax.imshow(image, extent=(0, columns, 0, height / width * columns))
+    ticks = torch.arange(columns) + 0.5
+    ax.set_xticks(ticks, [f"{v:.1f}" for v in values], fontsize=7)
+    if plane:
+        ax.set_yticks(ticks, [f"{v:.1f}" for v in values], fontsize=7)
+        ax.set(xlabel="$z_0$, at evenly spaced quantiles of N(0, 1)", ylabel="$z_1$, likewise")
+    else:
+        ax.set_yticks(len(order) - 0.5 - torch.arange(len(order)), [f"$z_{{{j}}}$  {kl[j]:.1f} nats" for j in order])
+        ax.set(xlabel="value of the latent, at evenly spaced quantiles of N(0, 1); the others are 0")
+    pictures.save_figure(path, figure)
+
+
 def sample(net, config, args, out, device):
-    """Reconstructions, samples under both priors, the traversal, samples.npz, and the numbers."""
-    clock, of = training.stopwatch(), config | {"precision": args.precision}
-    result, held_out = {}, training_batch(config, 0, None, HELD_OUT, held_out=True)
+    """Reconstructions, samples, the traversal, samples.npz, and the numbers."""
+    clock, of = training.stopwatch(), config | {"precision": args.precision, "data_dir": args.data_dir}
+    here = args.train or Path(args.data_dir, "MNIST").is_dir()
+    held_out = held_out_batch(of, HELD_OUT, None if here or not is_digits(of) else digits_that_ship())
+    result = {}
     result["held_out"], recon = exam_report(net, *held_out, of)
     r = result["held_out"]
-    print(f"reconstruction RMSE {r['reconstruction_rmse']:.4f}, worst {r['reconstruction_worst']:.4f}; bound "
-          f"{r['elbo_nats']:.0f} nats, KL {r['kl_nats']:.1f} nats in {r['active_latents']:.0f} latents; n = {HELD_OUT}")
-    kinds = [metrics.caption(k, t) for k, t in zip(held_out[1].kind[:36], held_out[1].cont[:36, 1], strict=True)]
+    print(f"reconstruction RMSE {r['reconstruction_rmse']:.4f}, worst {r['reconstruction_worst']:.4f}; "
+          f"bound {r['elbo_nats']:.0f} nats, KL {r['kl_nats']:.1f} nats in {r['active_latents']:.0f} latents; "
+          f"n = {r['n_held_out']:.0f}")
+    kinds, angles = held_out[1].kind[:36].tolist(), held_out[1].cont[:36, 1]
+    names = map(str, kinds) if is_digits(of) else map(metrics.caption, kinds, angles)
     tiles = held_out[0][:36, 0].numpy(), recon[:36, 0].numpy()
-    pictures.captioned_grid(out / "reconstructions.png", tiles, kinds, "left: held out    right: reconstruction")
+    pictures.captioned_grid(out / "reconstructions.png", tiles, list(names), "left: held out    right: reconstruction")
+    more = sample_digits(net, of, args, out, device, held_out) if is_digits(of) else sample_crystals(
+        net, of, args, out, device)
+    return result | more | {"n": args.n, "seconds": clock()}
 
+
+def digits_that_ship():
+    """32 test digits uint8 [32, 1, 28, 28] and their labels: enough to see reconstructions without a download."""
+    found = training.load_checkpoint(training.SHIPPED / "mnist_judge.pt", "vae_gan")
+    return found["digits"], found["labels"]
+
+
+@torch.no_grad()
+def sample_digits(net, config, args, out, device, held_out):
+    """Samples from N(0, I), each told its digit where the model is; and the map of the latents."""
+    i = torch.arange(args.n)
+    asked = digits_asked(i % 10 if args.digit is None else torch.full_like(i, args.digit))
+    x = draw(net, "normal", asked, config, args.seed, device)
+    captions = [""] * 36 if config["uncond"] else [str(k) for k in asked.kind[:36].tolist()]
+    pictures.captioned_grid(out / "samples.png", x[:36, 0].numpy(), captions[: args.n], "samples, z from N(0, I)")
+    training.save_npz(out / "samples.npz", x=x.numpy(), kind=asked.kind.numpy())
+    digits, told = held_out
+    with training.autocast(device, config["precision"]):
+        mu, log_var = net.encode(digits.to(device), told.map(lambda c: c.to(device)))
+    kl = kl_nats(mu, log_var).mean(0).cpu()
+    digit_map(net, kl, asked, config, device, out / "traversal.png")
+    return {"latents": {"kl_nats": kl.tolist()}}
+
+
+def sample_crystals(net, config, args, out, device):
+    """Samples under both priors, each beside the nearest true crystal; and what each latent knows."""
+    result = {}
     asked = data.asked_for(args.n, args.kind, args.theta, config["mode"], config["n_types"])
     source = load_source(config)
     arrays = {"kind": asked.kind.numpy(), "theta": asked.cont[:, 1].numpy()}
     for prior, name in (("normal", "N(0, I)"), ("mop", "MoP")):
-        x = arrays[f"x_{prior}"] = draw(net, prior, asked, of, args.seed, device, source)
+        x = arrays[f"x_{prior}"] = draw(net, prior, asked, config, args.seed, device, source)
         arrays[f"x_{prior}"] = x.numpy()
         tiles, title = x[:36, 0].numpy(), f"samples, z from {name}"
         captions = [metrics.caption(*case) for case in zip(asked.kind[:36], asked.cont[:36, 1], strict=True)]
@@ -435,14 +567,14 @@ def sample(net, config, args, out, device):
         pictures.captioned_grid(out / f"samples_{prior}.png", tiles, captions, title)
     training.save_npz(out / "samples.npz", x=arrays["x_mop"], **arrays)
 
-    result["latents"], mu = latent_report(net, of, device, PROBED)
-    traversal(net, mu, result["latents"], of, device, out / "traversal.png")
+    result["latents"], mu = latent_report(net, config, device, PROBED)
+    traversal(net, mu, result["latents"], config, device, out / "traversal.png")
     table = result["latents"]
     print("latent   KL/nats" + "".join(f"  R2 {key:8}" for key in table if key not in ("kl_nats", "latent")))
     for i, j in enumerate(table["latent"][:8]):
         values = [table[key][i] for key in table if key not in ("kl_nats", "latent")]
         print(f"{j:6}{table['kl_nats'][i]:10.2f}" + "".join(f"{v:13.2f}" for v in values))
-    return result | {"n": args.n, "seconds": clock()}
+    return result
 
 
 # ----------------------------------------------------------------------------------------------------- the command line
@@ -452,10 +584,13 @@ def make_parser():
     parser = argparse.ArgumentParser(prog="vae.py", description=__doc__.split("\n\n")[0],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("model and data (a checkpoint knows its own)").add_argument
+    add("--data", choices=("crystals", "mnist"), default="crystals", help="what is learned (default %(default)s)")
+    add("--data-dir", metavar="DIR", default="data",
+        help="folder that holds MNIST/raw, or that it is downloaded to (default %(default)s)")
     add("--uncond", action="store_true", help="encoder and decoder see no condition")
-    add("--z-dim", type=training.number(int, 1, 1024), default=32, help="latents (default %(default)s)")
-    add("--beta", type=training.number(float, 0, 1e6, open_low=True), default=0.05,
-        help="weight of the KL beside the squared error of an image; pixel variance is beta / 2 (default %(default)s)")
+    add("--z-dim", type=training.number(int, 1, 1024), default=32, help="latents (default %(default)s; digits: 2)")
+    add("--beta", type=training.number(float, 0, 1e6, open_low=True), default=0.05, help="weight of the KL beside the "
+        "squared error of an image; pixel variance is beta / 2 (default %(default)s; digits: 0.2)")
     add("--beta-warmup", type=training.number(int, 0, 10**9), default=1000, metavar="STEPS",
         help="beta rises from 0 over so many steps (default %(default)s)")
     add("--free-bits", type=training.number(float, 0, 1e6), default=0.0,
@@ -464,6 +599,7 @@ def make_parser():
         help="share of training without condition (default %(default)s)")
     add = parser.add_argument_group("sampling").add_argument
     add("--n", "--n-samples", type=training.count, default=36, help="samples of each prior (default %(default)s)")
+    add("--digit", type=training.number(int, 0, 9), help="ask for one digit (default: 0 to 9 in turn)")
     training.crystal_flags(parser)
     training.shared_flags(parser, train_steps=8000, batch_size=32, lr=2e-3)
     return parser
@@ -473,18 +609,26 @@ def main(argv=None):
     parser = make_parser()
     with training.one_line_errors(parser):
         args, given = training.parse(parser, argv)
-        which = "uncond" if args.uncond else "cond"
-        checkpoint = training.open_checkpoint(args, given, "vae", f"vae_{which}.pt")
+        which, digits = "uncond" if args.uncond else "cond", args.data == "mnist"
+        if digits:
+            chosen = given | set(training.read_config(args.config) if args.config else ())
+            vars(args).update({key: value for key, value in DIGITS.items() if key not in chosen})
+        checkpoint = training.open_checkpoint(args, given, "vae", "vae_mnist.pt" if digits else f"vae_{which}.pt")
         if checkpoint:
-            training.take_model_flags(args, given, checkpoint, MODEL_FLAGS)
-        training.settle_crystals(args, given)
+            checkpoint["config"].setdefault("data", "crystals")  # older than the digits
+            training.take_model_flags(args, given, checkpoint, (*MODEL_FLAGS, "data"))
+        which, digits = "uncond" if args.uncond else "cond", args.data == "mnist"  # as the checkpoint says
+        if digits and args.train and args.epochs:
+            training.settle_epochs(args, given, len(load_source(vars(args))["x_u8"]))
+        elif not digits:
+            training.settle_crystals(args, given)
         device = training.pick_device(args.device)
         args.precision = training.pick_precision(args.precision, device)
         config = vars(args)
         # MoP takes its examples from the training set, which the seed of the training decides, not that of the sampling
         trained = config if args.train else checkpoint["config"]
         net = None if args.train else training.load_net(build(trained), checkpoint, args, device)
-        out = training.run_folder(args, "vae", f"crystals_{'uncond' if args.uncond else 'cond'}_seed{args.seed}")
+        out = training.run_folder(args, "vae", f"{args.data}_{which}_seed{args.seed}")
         print(f"device {device}, {args.precision}; output in {out}")
         if args.train:
             training.save_json(out / "config.json", config)

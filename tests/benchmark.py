@@ -2,12 +2,14 @@
 
     python tests/benchmark.py                    all of it, about three minutes on two cores
     python tests/benchmark.py --ckpt outputs/mine --repeats 5 --threads 2
+    python tests/benchmark.py --growth           how the main job grows with samples, steps and image size: ten minutes
 
 Not a test: nothing here passes or fails.  Close other programs first, and compare only figures of one machine.
 Jobs are real processes, from start to last file; their memory is the peak of what stayed resident (getrusage).
 """
 
 import argparse
+import math
 import os
 import platform
 import resource
@@ -55,16 +57,51 @@ def job(arguments, repeats):
     return statistics.median(times), max(peaks)
 
 
+def growth(repeats, steps=10):
+    """Time and memory of the main job, one thing varied at a time from 36 samples, 10 steps, 64 pixels.
+
+    With fresh weights, which cost what trained ones cost and exist for every image size.  The last column is the
+    exponent p of cost ~ size^p from one line to the next, without what a job with nothing to draw takes.
+    """
+    import training
+    import vp_sde
+
+    with tempfile.TemporaryDirectory() as folder:
+        for size in (16, 32, 64, 128, 256):
+            args, _ = training.parse(vp_sde.make_parser(), ["--img-size", str(size), "--beta-max", "30"])
+            net = vp_sde.build(vars(args))
+            parts = dict(script="vp_sde", config=vars(args), step=0, ema=net.state_dict())
+            training.save_checkpoint(Path(folder, f"{size}.pt"), parts)
+
+        def cost(n=36, steps=steps, size=64):
+            flags = ["--n", n, "--steps", steps, "--ckpt", Path(folder, f"{size}.pt"), "--cfg", 1.5]
+            return job([str(flag) for flag in flags], repeats)
+
+        idle, _ = cost(1, 1, 16)
+        print(f"a job with next to nothing to draw: {idle:.1f} s\n\n{'':8}{'':>8}{'s':>10}{'GB':>8}{'exponent':>10}")
+        for what, values in ("n", (36, 72, 144, 288)), ("steps", (10, 30, 100, 300)), ("size", (32, 64, 128, 256)):
+            before = None
+            for value in values:
+                wall, peak = cost(**{what: value})
+                work = max(wall - idle, 1e-3)
+                slope = math.log(work / before[1]) / math.log(value / before[0]) if before else math.nan
+                print(f"{what:8}{value:8}{wall:10.1f}{peak:8.2f}{slope:10.2f}", flush=True)
+                before = value, work
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--ckpt", metavar="PATH", help="checkpoint of the jobs and of the network (default: the one that ships)")
     add("--repeats", type=int, default=3, help="measurements of each figure (default %(default)s)")
     add("--steps", type=int, default=300, help="steps of the main job (default %(default)s)")
+    add("--growth", action="store_true", help="instead: cost against number of samples, steps and image size")
     add("--threads", type=int, help="threads of torch (default: one a core)")
     args = parser.parse_args(argv)
     if args.threads:
         os.environ["OMP_NUM_THREADS"] = str(args.threads)  # for the jobs, and for torch, which is not imported yet
+    if args.growth:
+        return growth(args.repeats)
 
     import torch
 

@@ -1,9 +1,17 @@
 """The crystals against a sum over atoms written the slow way, the data set against itself, the files against damage."""
 
+import functools
+import gzip
+import hashlib
+import http.server
+import io
 import math
 import os
+import struct
 import subprocess
 import sys
+import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +272,185 @@ def test_a_build_that_fails_leaves_the_old_file_alone(tmp_path, monkeypatch):
         build(5, path, n_types=9, img_size=16)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["x.pt"]
     assert torch.get_num_threads() == threads
+
+
+# ---------------------------------------------------------------------------------------------------------- real images
+
+
+def idx(array, magic=None):
+    """An array of uint8 in the idx format."""
+    return struct.pack(f">{1 + array.ndim}I", magic or 2048 + array.ndim, *array.shape) + array.tobytes()
+
+
+def digits(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (n, 28, 28), dtype=np.uint8), rng.integers(0, 10, n, dtype=np.uint8)
+
+
+def write_mnist(folder, n=7, part="t10k"):
+    raw, (x, y) = Path(folder, "MNIST", "raw"), digits(n)
+    raw.mkdir(parents=True, exist_ok=True)
+    (raw / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(x)))
+    (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(y))
+    return raw, x, y
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Mirrors that refuse the connection at once."""
+    for name in ("MNIST_MIRRORS", "CIFAR_MIRRORS"):
+        monkeypatch.setattr(data, name, ("http://127.0.0.1:9/a/", "http://127.0.0.1:9/b/"))
+
+
+def test_mnist_plain_and_gzipped(tmp_path):
+    raw, x, y = write_mnist(tmp_path)
+    x_u8, labels = data.load_mnist(tmp_path, train=False)
+    assert x_u8.dtype == torch.uint8 and labels.dtype == torch.int64 and x_u8.shape == (7, 1, 28, 28)
+    assert np.array_equal(x_u8[:, 0].numpy(), x) and labels.tolist() == y.tolist()
+    write_mnist(tmp_path, 5, "train")
+    assert len(data.load_mnist(str(tmp_path), train=True)[0]) == 5
+
+
+def test_mnist_damaged_files_are_named_and_not_used(tmp_path):
+    raw, x, y = write_mnist(tmp_path)
+    images, labels = raw / "t10k-images-idx3-ubyte.gz", raw / "t10k-labels-idx1-ubyte"
+    whole, packed = idx(x), images.read_bytes()
+    flipped = packed[:100] + bytes([packed[100] ^ 1]) + packed[101:]
+    for content, says in ((packed[:-20], "cut short"), (flipped, "damaged"), (b"no gzip", "damaged"),
+                          (gzip.compress(whole[:-1]), "promises"), (gzip.compress(whole + b"x"), "promises"),
+                          (gzip.compress(whole[:9]), "cut short"),
+                          (gzip.compress(idx(x, 2049)), "magic number is 2049"),
+                          (gzip.compress(idx(x[:0])), "promises"), (gzip.compress(idx(x[:, 1:])), "27 x 28 pixels"),
+                          (gzip.compress(idx(x[:3])), "3 images, but 7 labels")):
+        images.write_bytes(content)
+        with pytest.raises(ValueError, match=says) as error:
+            data.load_mnist(tmp_path, train=False)
+        assert "t10k" in str(error.value) and str(raw) in str(error.value) and "\n" not in str(error.value)
+    images.write_bytes(packed)
+    labels.write_bytes(idx(y + 10))
+    with pytest.raises(ValueError, match="labels should be 0 to 9"):
+        data.load_mnist(tmp_path, train=False)
+
+
+def test_a_file_of_the_published_length_must_be_the_published_one(tmp_path, monkeypatch):
+    write_mnist(tmp_path)
+    monkeypatch.setitem(data.MNIST_SIZES, "t10k", 7)
+    with pytest.raises(ValueError, match="images-idx3-ubyte.gz is not the published file"):
+        data.load_mnist(tmp_path, train=False)
+    for name, content in zip(("images-idx3", "labels-idx1"), digits(7), strict=True):
+        sha = hashlib.sha256(idx(content)).hexdigest()  # of the content: how it was compressed does not matter
+        monkeypatch.setitem(data.MNIST_FILES, f"t10k-{name}-ubyte", ("", sha))
+    assert len(data.load_mnist(tmp_path, train=False)[0]) == 7
+
+
+def test_offline_the_sentence_names_file_folder_and_addresses(tmp_path, offline):
+    for load, name in ((data.load_mnist, "train-images-idx3-ubyte.gz"), (data.load_cifar10, "cifar-10-binary.tar.gz")):
+        with pytest.raises(OSError, match="no download") as error:
+            load(tmp_path / "d", train=True)
+        sentence = str(error.value)
+        assert all(word in sentence for word in (name, str(tmp_path / "d"), "127.0.0.1:9/a/", "127.0.0.1:9/b/"))
+        assert "\n" not in sentence
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]  # and no half of a file
+
+
+def test_download_tries_the_mirrors_and_keeps_only_the_right_content(tmp_path, monkeypatch):
+    served, (x, y) = tmp_path / "www", digits(7)
+    for mirror in ("wrong", "right"):
+        (served / mirror).mkdir(parents=True)
+    for name, content in (("images-idx3", idx(x)), ("labels-idx1", idx(y))):
+        packed = gzip.compress(content)
+        (served / "right" / f"t10k-{name}-ubyte.gz").write_bytes(packed)
+        (served / "wrong" / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(content + b"?"))
+        shas = tuple(hashlib.sha256(c).hexdigest() for c in (packed, content))
+        monkeypatch.setitem(data.MNIST_FILES, f"t10k-{name}-ubyte", shas)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            """Not on the terminal of the tests."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=served))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        base = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(data, "MNIST_MIRRORS", (f"{base}/missing/", f"{base}/wrong/"))
+        with pytest.raises(OSError, match="HTTPError, wrong content"):
+            data.load_mnist(tmp_path, train=False)
+        assert not list(tmp_path.glob("MNIST/raw/*"))
+        monkeypatch.setattr(data, "MNIST_MIRRORS", (f"{base}/missing/", f"{base}/wrong/", f"{base}/right/"))
+        x_u8, labels = data.load_mnist(tmp_path, train=False)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert np.array_equal(x_u8[:, 0].numpy(), x) and labels.tolist() == y.tolist()
+    assert len(data.load_mnist(tmp_path, train=False)[0]) == 7  # and now without a server
+
+
+def cifar_archive(path, names=None, extra=(), n=3):
+    """A small archive in the published form; extra: (TarInfo, bytes) that come first."""
+    rng, batches = np.random.default_rng(0), {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz") as tar:
+        for name in names or sum(data.CIFAR_BATCHES.values(), []):
+            records = rng.integers(0, 256, (n, 3073), dtype=np.uint8)
+            records[:, 0] %= 10
+            batches[name] = records
+        members = [(tarfile.TarInfo(f"cifar-10-batches-bin/{k}"), v.tobytes()) for k, v in batches.items()]
+        for info, content in [*extra, *members]:
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return batches
+
+
+def test_cifar_is_unpacked_and_read(tmp_path):
+    batches = cifar_archive(tmp_path / "cifar-10-binary.tar.gz", extra=[(tarfile.TarInfo("readme.html"), b"hello")])
+    x_u8, labels = data.load_cifar10(tmp_path, train=True)
+    assert x_u8.shape == (15, 3, 32, 32) and x_u8.dtype == torch.uint8 and labels.dtype == torch.int64
+    second = batches["data_batch_2.bin"][1]  # image 4: label, then red, green, blue, each row by row
+    assert labels[4] == second[0] and x_u8[4, 2, 5, 7] == second[1 + 2 * 1024 + 5 * 32 + 7]
+    assert data.load_cifar10(tmp_path, train=False)[1].tolist() == batches["test_batch.bin"][:, 0].tolist()
+    assert not (tmp_path / "readme.html").exists()  # only what is asked for
+    (tmp_path / "cifar-10-binary.tar.gz").unlink()
+    assert len(data.load_cifar10(tmp_path, train=True)[0]) == 15  # unpacked once and for all
+    for content, says in ((batches["test_batch.bin"].tobytes()[:-1], "cut short"), (b"", "cut short"),
+                          (bytes([11]) + bytes(3072), "labels should be 0 to 9")):
+        (tmp_path / "cifar-10-batches-bin" / "test_batch.bin").write_bytes(content)
+        with pytest.raises(ValueError, match=says):
+            data.load_cifar10(tmp_path, train=False)
+    (tmp_path / "cifar-10-batches-bin" / "data_batch_5.bin").write_bytes(bytes(3073))
+    with pytest.raises(ValueError, match="data_batch_5.bin holds 1 images, but the first batch 3"):
+        data.load_cifar10(tmp_path, train=True)
+
+
+def test_no_path_in_an_archive_can_leave_the_folder(tmp_path):
+    def link(name, target):
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = tarfile.SYMTYPE, target
+        return info
+
+    for i, bad in enumerate((tarfile.TarInfo("../evil.bin"), tarfile.TarInfo("cifar-10-batches-bin/../../evil.bin"),
+                             link("cifar-10-batches-bin/data_batch_9.bin", "../../evil.bin"),
+                             link("evil", str(tmp_path / "evil.bin")))):
+        folder = tmp_path / str(i) / "inside"
+        cifar_archive(folder / "cifar-10-binary.tar.gz", extra=[(bad, b"")])
+        with pytest.raises(ValueError, match="not to be trusted") as error:
+            data.load_cifar10(folder, train=True)
+        assert "\n" not in str(error.value) and "cifar-10-binary.tar.gz" in str(error.value)
+        assert [p.name for p in folder.iterdir()] == ["cifar-10-binary.tar.gz"]
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_damaged_archives(tmp_path):
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    cifar_archive(path)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:-30], b"no archive", whole[:200] + b"????" + whole[204:]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="damaged or cut short") as error:
+            data.load_cifar10(tmp_path, train=True)
+        assert str(path) in str(error.value) and not (tmp_path / "cifar-10-batches-bin").exists()
+    cifar_archive(path, names=["data_batch_1.bin"])
+    with pytest.raises(ValueError, match="holds no cifar-10-batches-bin/data_batch_2.bin"):
+        data.load_cifar10(tmp_path, train=True)
 
 
 # ----------------------------------------------------------------------------------------------------- the command line

@@ -1,5 +1,8 @@
 """A GIF is judged by what a decoder reads back from the file, not by what was meant to be written."""
 
+import base64
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +110,36 @@ def test_a_failure_leaves_the_old_file_and_no_scraps(tmp_path, monkeypatch, mome
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_page_holds_every_pixel_and_needs_no_network(tmp_path):
+    """Odd sizes too, which matplotlib's writer would cut: it takes a page for a video."""
+    noise = np.random.default_rng(0).integers(0, 256, (3, 21, 13, 3), dtype=np.uint8)
+    for frames in (noise, noise[..., 0]):
+        text = make_gif.save_html(frames, tmp_path / "a.html", duration=0.03, title="<&>").read_text(encoding="utf-8")
+        pictures = re.findall(r'frames\[\d+] = "data:image/png;base64,([^"]*)"', text)
+        pixels = [iio.imread(base64.b64decode(p.replace("\\\n", "")), plugin="pillow", mode="RGB") for p in pictures]
+        expected = frames if frames.ndim == 4 else frames[..., None].repeat(3, axis=3)
+        assert np.array_equal(pixels, expected)
+        assert "http" not in text and "<link" not in text and "<title>&lt;&amp;&gt;</title>" in text
+        (milliseconds,) = re.findall(r"slider_id, (\d+),", text)
+        assert milliseconds == "30"
+        buttons = set(re.findall(r'class="fa fa-([a-z-]+)', text))  # none of them is blank
+        assert {"play", "pause"} <= buttons == set(re.findall(r'\.fa-([a-z-]+)::before', text))
+        assert 'type="range"' in text
+    again = make_gif.save_html(frames, tmp_path / "b.html", duration=0.03, title="<&>")
+    assert again.read_text(encoding="utf-8") == text
+
+
+def test_page_from_the_command_line_in_its_default_place(tmp_path, capsys):
+    folder = write_frames(tmp_path / "frames", range(3))
+    assert command("--frames", folder, "--html") == 0
+    assert command("--frames", folder) == 0
+    assert "<title>frames</title>" in (folder / "animation.html").read_text(encoding="utf-8")
+    assert len(decode(folder / "animation.gif")[0]) == 3
+    assert capsys.readouterr().out.count("3 frames -> ") == 2
+    assert command("--frames", folder, "--html", "--output", tmp_path / "a.gif") == 2
+    assert ".html" in capsys.readouterr().err and not (tmp_path / "a.gif").exists()
+
+
 def test_command_line_in_numeric_order(tmp_path):
     folder = tmp_path / "frames"
     folder.mkdir()
@@ -125,6 +158,7 @@ def test_command_line_in_numeric_order(tmp_path):
 COMPLAINTS = {
     "absent": "no folder", "empty": "no frame_", "gap": "frame 2 is missing", "twice": "twice", "sizes": "frame 3",
     "damaged": "frame_0001.png", "time": "duration", "nan": "duration", "name": ".gif", "unwritable": "a.gif",
+    "pipe": "frame_0001.png",
 }  # fmt: skip
 
 
@@ -144,12 +178,18 @@ def test_bad_command_lines(tmp_path, capsys, case):
         write_frames(folder, [3], width=40)
     elif case == "damaged":
         (folder / "frame_0001.png").write_bytes(b"\x89PNG but not really")
+    elif case == "pipe":
+        (folder / "frame_0001.png").unlink()
+        os.mkfifo(folder / "frame_0001.png")
     elif case == "name":
         output = tmp_path / "a.mp4"
     elif case == "unwritable":
         output = tmp_path / "frames" / "frame_0000.png" / "a.gif"
     duration = {"time": "-0.1", "nan": "nan"}.get(case, "0.08")
-    assert command("--frames", folder, "--output", output, "--duration", duration) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(lines) == 1 and COMPLAINTS[case] in lines[0]
-    assert not output.exists()
+    page = output.with_suffix(".html" if output.suffix == ".gif" else output.suffix)
+    for path, *kind in ((output,), (page, "--html")):
+        assert command("--frames", folder, "--output", path, "--duration", duration, *kind) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+        complaint = COMPLAINTS[case].replace(".gif", ".html") if kind else COMPLAINTS[case]
+        assert len(lines) == 1 and complaint in lines[0]
+        assert not path.exists()

@@ -206,6 +206,46 @@ def test_fft_radial_l2_against_loops():
         fft_radial_l2(x, y[:0])
 
 
+def test_frechet_of_gaussians_is_the_closed_form():
+    """Features with exactly the mean and covariance asked for; commuting covariances have roots known by hand."""
+    rng = np.random.default_rng(0)
+    white = rng.standard_normal((400, 3))
+    white -= white.mean(0)
+    white = white @ np.linalg.inv(np.linalg.cholesky(np.cov(white, rowvar=False))).T  # covariance I to the digit
+    s, t, m = np.array([1.0, 2.0, 0.5]), np.array([3.0, 0.1, 0.5]), np.array([0.3, -1.0, 2.0])
+    Q = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+    by_hand = (m**2).sum() + ((s - t) ** 2).sum()  # tr(S^2 + T^2 - 2 S T) where S and T commute
+    got = metrics.frechet(torch.from_numpy((white * s + m) @ Q.T), np.zeros(3), Q @ np.diag(t**2) @ Q.T)
+    assert got == pytest.approx(by_hand, rel=1e-9)
+    assert metrics.frechet(white * s, np.zeros(3), np.diag(s**2)) == pytest.approx(0, abs=1e-9)
+    flat = white * [1, 1, 0]  # a singular covariance
+    assert metrics.frechet(flat, np.zeros(3), np.diag([4.0, 1, 0])) == pytest.approx(1, rel=1e-9)
+
+
+def test_frechet_does_not_need_covariances_that_commute():
+    """Two covariances in two dimensions: tr (A B)^1/2 = (tr A B + 2 (det A B)^1/2)^1/2."""
+    A, B = np.array([[2.0, 0.7], [0.7, 1.0]]), np.array([[1.0, -0.4], [-0.4, 3.0]])
+    x = np.random.default_rng(1).standard_normal((500, 2))
+    x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T @ np.linalg.cholesky(A).T
+    cross = math.sqrt(np.trace(A @ B) + 2 * math.sqrt(np.linalg.det(A @ B)))
+    assert metrics.frechet(x, [0, 0], B) == pytest.approx(np.trace(A) + np.trace(B) - 2 * cross, rel=1e-9)
+    assert metrics.frechet(x, [0, 0], A) == pytest.approx(0, abs=1e-9)
+    for bad in (x[:1], x[:, 0], x * np.nan):
+        with pytest.raises(ValueError, match="features"):
+            metrics.frechet(bad, [0, 0], A)
+    with pytest.raises(ValueError, match="cannot be compared"):
+        metrics.frechet(x, [0, 0, 0], np.eye(3))
+
+
+def test_gradient_energy():
+    x = torch.zeros(2, 1, 3, 4)
+    x[0, 0, 1, 1] = 2.0  # four neighbours: 4 * 2^2
+    x[1] = 0.5  # flat
+    assert metrics.gradient_energy(x) == pytest.approx(8.0)
+    blurred = torch.nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+    assert metrics.gradient_energy(blurred) < 1
+
+
 def test_floors_are_fresh_aspects_at_the_same_conditions():
     kind, theta = KIND.repeat(3), THETA.repeat(3)
     real = metrics.real_crystals(kind, theta, seed=1)

@@ -1,6 +1,7 @@
 """The plumbing, put to uses that break it: bad flags, damaged files, full disks, impatient users; and the pictures."""
 
 import argparse
+import copy
 import io
 import json
 import math
@@ -72,7 +73,9 @@ def test_flags_win_over_the_config_which_wins_over_defaults(tmp_path):
 @pytest.mark.parametrize("text, complaint", [
     (None, "cannot read"), ("{", "cannot read"), ("[1]", "one JSON object"), ('{"stpes": 3}', "'stpes'"),
     ('{"cfg": -1}', "[0, inf)"), ('{"cfg": NaN}', "[0, inf)"), ('{"cfg": [1]}', "no number"),
-    ('{"train_steps": 0}', "at 0"), ('{"oracle": 1}', "--oracle"), ("\xff", "cannot read")])
+    ('{"train_steps": 0}', "at 0"), ('{"oracle": 1}', "--oracle"), ("\xff", "cannot read"),
+    ("[" * 10**5, "cannot read"), ('{"seed": 1' + "0" * 5000 + "}", "cannot read"),
+    ('{"lr": true}', "'True' is no number")])
 def test_bad_config(tmp_path, capsys, text, complaint):
     file = tmp_path / "c.json"
     if text:
@@ -201,6 +204,25 @@ def test_files_that_are_no_checkpoint_are_refused_and_code_in_them_does_not_run(
         with pytest.raises(ValueError, match=r"x\.pt is damaged, cut short or no checkpoint"):
             training.load_checkpoint(file, "toy")
     assert not hasattr(builtins, "exploded")
+
+
+@pytest.mark.parametrize("setting, complaint", [
+    ({"cfg": -1}, "at -1"), ({"lr": None}, "'None' is no number"), ({"lr": [1]}, "no number"),
+    ({"seed": True}, "'True'"), ({"train_steps": 1.5}, "whole number"), ({"oracle": 1}, "--oracle")])
+def test_the_config_of_a_checkpoint_is_checked_like_flags(tmp_path, setting, complaint):
+    """Nobody types these, but nobody should see a traceback for a file that another program wrote either."""
+    known = {"cfg": 0.25, "theta": None, "lr": 1, "seed": 3, "oracle": False, "of_an_older_version": [1]}
+    args, given = training.parse(parser(), ["--ckpt", str(tmp_path)])
+    for config in (known, known | setting):
+        training.save_checkpoint(tmp_path / "last.pt", checkpoint(config=config))
+        if config == known:
+            back = training.open_checkpoint(args, given, "toy", "toy.pt")["config"]
+            assert back == known and type(back["lr"]) is float  # as the parser would have it
+    with pytest.raises(ValueError) as stop:
+        training.open_checkpoint(args, given, "toy", "toy.pt")
+    assert complaint in str(stop.value) and str(tmp_path) in str(stop.value)
+    with pytest.raises(SystemExit):  # the parser is as it was
+        args.parser.parse_args(["--cfg", "-1"])
 
 
 def test_missing_and_foreign_checkpoints(saved, tmp_path):
@@ -360,6 +382,36 @@ def test_a_loss_that_is_not_finite(tmp_path, value):
     (tmp_path / "last.pt").touch()
     with pytest.raises(FloatingPointError, match="last good checkpoint is .*last.pt"):
         training.check_finite(value, 7, tmp_path)
+
+
+def test_the_state_of_an_optimizer_comes_back_or_is_refused():
+    def after(steps, saved=None):
+        net = torch.nn.Linear(3, 2)
+        with torch.no_grad():
+            for p in net.parameters():
+                p.fill_(0.5)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.01)
+        if saved:
+            training.load_optimizer(optimizer, saved, "last.pt")
+        for _ in range(steps):
+            net(torch.tensor([1.0, -2.0, 3.0])).square().sum().backward()
+            optimizer.step()
+        return optimizer.state_dict()
+
+    fresh, used, there_and_back = after(0), after(2), after(0, after(2))
+    assert fresh["state"] == {} and after(0, fresh)["state"] == {}
+    for i, state in used["state"].items():
+        assert all(torch.equal(v, there_and_back["state"][i][key]) for key, v in state.items())
+    wrong = copy.deepcopy(used) | {"param_groups": "not read: the script knows its own"}
+    after(1, wrong)
+    for key, value in ("exp_avg", torch.zeros(3, 2)), ("exp_avg_sq", None), ("step", torch.zeros(1)), ("max", used):
+        wrong = copy.deepcopy(used)
+        wrong["state"][0][key] = value
+        with pytest.raises(ValueError, match="optimizer in last.pt"):
+            after(1, wrong)
+    for wrong in (None, {}, {"state": 3}, {"state": {0: 1}}, {"state": {0: {"step": torch.tensor(1.0)}}}):
+        with pytest.raises(ValueError, match="optimizer in last.pt"):
+            after(1, wrong or [wrong])
 
 
 def test_the_average_starts_as_a_copy_that_needs_no_gradient():

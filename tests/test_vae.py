@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import training
 import vae
 
 NORMAL = torch.distributions.Normal
+PRIOR_GRID = vae.prior_grid
 TINY = ["--train", "--train-steps", "4", "--batch-size", "4", "--n", "4", "--precision", "float32", "--device", "cpu"]
 
 
@@ -321,6 +323,83 @@ def test_training_resumes_bit_for_bit(tmp_path, monkeypatch):
     logs = [(out / "log.jsonl").read_text().splitlines() for out in (whole, half)]
     lines = [[json.loads(line)["loss"] for line in log] for log in logs]
     assert lines[0] == lines[1] and len(lines[0]) == 3
+
+
+# -------------------------------------------------------------------------------------------------------------- digits
+
+
+@pytest.fixture(scope="module")
+def digit_run(mnist_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("digits") / "run"
+    vae.main([*TINY, "--data", "mnist", "--uncond", "--data-dir", str(mnist_folder), "--out", str(out)])
+    return out
+
+
+def test_digits_have_their_own_network_and_defaults(digit_run, mnist_folder):
+    config = json.loads((digit_run / "config.json").read_text())
+    assert (config["data"], config["z_dim"], config["beta"]) == ("mnist", 2, 0.2)
+    weights = training.load_checkpoint(digit_run)["model"]
+    widths = [weights[f"encoder.layers.{i}.weight"].shape[1] for i in range(4)]
+    assert widths == [784 + 11, 512, 256, 128] and weights["decoder.layers.3.weight"].shape == (784, 512)
+    names = {p.name for p in digit_run.iterdir()}
+    assert {"reconstructions.png", "samples.png", "traversal.png", "samples.npz", "metrics.json"} <= names
+    assert np.load(digit_run / "samples.npz")["x"].shape == (4, 1, 28, 28)
+    assert json.loads((digit_run / "metrics.json").read_text())["held_out"]["n_held_out"] == 16
+
+
+def test_a_config_with_a_default_of_crystals_keeps_it(digit_run, mnist_folder, tmp_path):
+    """z_dim 32 is the default of crystals; in a config of digits it was chosen."""
+    (tmp_path / "c.json").write_text(json.dumps({"data": "mnist", "z_dim": 32, "uncond": False}))
+    words = ["--config", str(tmp_path / "c.json"), "--data-dir", str(mnist_folder), "--out", str(tmp_path / "r")]
+    vae.main([*TINY, *words, "--digit", "7"])
+    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    assert (config["z_dim"], config["beta"]) == (32, 0.2)
+    assert np.load(tmp_path / "r" / "samples.npz")["kind"].tolist() == [7] * 4
+    assert len(json.loads((tmp_path / "r" / "metrics.json").read_text())["latents"]["kl_nats"]) == 32
+
+
+def test_digits_are_told_to_the_conditional_model_only():
+    x, kinds = torch.rand(3, 1, 28, 28), torch.tensor([0, 4, 9])
+    for uncond in (True, False):
+        net = vae.build(config_of("--data", "mnist", "--z-dim", "2", *["--uncond"] * uncond))
+        for f, argument in ((lambda *a, net=net: net.encode(*a)[0], x), (net.decode, normals(3, 2))):
+            a, b = (f(argument, vae.digits_asked(k)) for k in (kinds, kinds.flip(0)))
+            assert torch.equal(a[:1], b[:1]) is uncond and torch.equal(a[1], b[1])
+            assert torch.equal(*(f(argument, vae.digits_asked(k).dropped()) for k in (kinds, kinds.flip(0))))
+
+
+def test_the_traversal_is_a_grid_over_the_inverse_cdf_and_stands_upright():
+    quantile = [statistics.NormalDist().inv_cdf((i + 0.5) / 5) for i in range(5)]
+    z, values = vae.prior_grid([1, 0], 2, 5)
+    assert values.tolist() == pytest.approx(quantile, abs=1e-6)
+    z = z.view(5, 5, 2)  # row of the picture, from above; column; latent
+    for row in range(5):
+        assert z[row, :, 0].tolist() == pytest.approx(quantile, abs=1e-6)  # z_0 to the right
+        assert z[row, :, 1].tolist() == pytest.approx([quantile[4 - row]] * 5, abs=1e-6)  # z_1 upwards
+    z, _ = vae.prior_grid([3, 0], 4, 5)  # more than two: one row a latent, in the order given
+    z = z.view(2, 5, 4)
+    assert z[0, :, 3].tolist() == z[1, :, 0].tolist() == pytest.approx(quantile, abs=1e-6)
+    assert z[0, :, :3].abs().sum() == z[1, :, 1:].abs().sum() == 0
+
+
+def test_the_map_shows_the_most_active_latent_first(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(vae, "prior_grid", lambda order, *of: (asked.append(order), PRIOR_GRID(order, *of))[1])
+    config, kl = config_of("--data", "mnist", "--z-dim", "3"), torch.tensor([0.1, 2.0, 0.5])
+    vae.digit_map(vae.build(config), kl, vae.digits_asked(torch.tensor([3])), config, torch.device("cpu"),
+                  tmp_path / "t.png")
+    assert asked == [[1, 2, 0]] and (tmp_path / "t.png").stat().st_size > 3000
+
+
+def test_bad_input_about_digits_is_one_line(digit_run, run, mnist_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data, "MNIST_MIRRORS", ("http://127.0.0.1:9/",))
+    line = fails(capsys, *TINY, "--data", "mnist", "--data-dir", tmp_path / "none", "--out", tmp_path / "x")
+    assert "train-images-idx3-ubyte.gz" in line and "http://127.0.0.1:9/" in line and str(tmp_path / "none") in line
+    assert "contradicts" in fails(capsys, "--data", "mnist", "--ckpt", run, "--out", tmp_path / "x")
+    assert "contradicts" in fails(capsys, "--data", "crystals", "--ckpt", digit_run, "--out", tmp_path / "x")
+    assert "--z-dim" in fails(capsys, "--data", "mnist", "--z-dim", "0")
+    assert "--digit" in fails(capsys, "--data", "mnist", "--digit", "10")
+    assert "--data" in fails(capsys, "--data", "letters")
 
 
 # ---------------------------------------------------------------------------------------------------- the command lines
