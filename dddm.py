@@ -622,7 +622,7 @@ def make_parser():
     add = parser.add_argument_group("data and network (a checkpoint knows its own; defaults: by data)").add_argument
     add("--data", choices=(*POINTS, *SIZES), default="mixture", help="2-D points or images (default %(default)s)")
     add("--data-dir", default="data", metavar="DIR", help="where MNIST and CIFAR-10 lie or go (default %(default)s)")
-    add("--img-size", type=training.number(int, 8, 1024), help="of crystals: a multiple of --patch (default 64)")
+    add("--img-size", type=training.number(int, 1, 1024), help="of crystals: a multiple of --patch (default 64)")
     words = dict(patch="side of a token, pixels", width="of every layer", depth="layers or blocks",
                  heads="of the attention, a divisor of --width", xi_dim="numbers in xi")
     for flag, meaning in words.items():
