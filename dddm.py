@@ -496,7 +496,7 @@ def baseline_of(args, device):
     path = training.SHIPPED / f"dddm_{args.data}_mean.pt"
     if not path.exists():
         return None
-    checkpoint = training.load_checkpoint(path, "dddm")
+    checkpoint = training.load_checkpoint(path, "dddm", make_parser())
     net = training.load_weights(build(checkpoint["config"]), checkpoint["ema"], path).to(device).eval()
     return points_drawer(net, checkpoint["config"], args.n, args.seed, args.precision, device)
 
