@@ -399,7 +399,7 @@ ABOUT_PRIORS = [reconstruction, posteriors, diffusion, normal,
 def drawn_by(name):
     """What dddm.py needs to draw with a checkpoint: network, its config, device, precision."""
     path, device = training.SHIPPED / f"dddm_{name}.pt", training.pick_device("auto")
-    checkpoint = training.load_checkpoint(path, "dddm")
+    checkpoint = training.load_checkpoint(path, "dddm", dddm.make_parser())
     net = training.load_weights(dddm.build(checkpoint["config"]), checkpoint["ema"], path).to(device).eval()
     return net, checkpoint["config"], device, training.pick_precision("auto", device)
 
@@ -428,7 +428,7 @@ def spread(tolerance):
     net, config, device, precision = drawn_by("mixture")
     found = dddm.posteriors(net, config, dddm.load_source(config), device, precision)
     worst = max(abs(std / true - 1) for *_, std, true in found)
-    return "dddm, mixture: relative error of the posterior std, worst of ten x_t", 0, worst, tolerance
+    return "dddm, mixture: relative error of posterior std, worst of ten", 0, worst, tolerance
 
 
 @cache
@@ -447,7 +447,7 @@ def few_step_crystals(steps, tolerance):
 
 def variety(tolerance):
     aspect = crystals_in(8, 512, 1).aspect
-    claim = "dddm, 512 rectangular crystals, 8 steps: W1 of the aspect from its law"
+    claim = "dddm, crystals: aspect W1, 512 rectangular, 8 steps"
     return claim, 0, metrics.aspect_w1(aspect), tolerance
 
 

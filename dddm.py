@@ -418,7 +418,7 @@ def train(config, out, device, checkpoint=None):
     start = training.restore(checkpoint, net, ema, optimizer, out)
     rows, wrapped = training.my_share(config["batch_size"]), training.share_gradients(net)
     log, clock = training.Log(out / "log.jsonl", start) if main else None, training.stopwatch()
-    board, total, since, every = training.Board(config, main), 0.0, start, config["eval_every"]
+    board, total, since, every, in_epoch = training.Board(config, main), 0.0, start, config["eval_every"], []
     epoch = max(1, TRAINING_SET.get(config["data"], 50_000) // config["batch_size"])
 
     with training.finish_the_step() as stop:
@@ -427,15 +427,17 @@ def train(config, out, device, checkpoint=None):
             training.check_finite(loss + norm, step + 1, out)
             optimizer.step()
             update_ema(ema, net, config["ema_decay"], step)
-            total, done = total + training.mean_over_processes(loss), step + 1
-            last = done == config["train_steps"]
-            stopped = training.anywhere(stop)
+            loss, done, stopped = training.mean_over_processes(loss), step + 1, training.anywhere(stop)
+            total, last = total + loss, done == config["train_steps"]
+            in_epoch.append(loss)
+            if done % epoch == 0:
+                board.add(done, {"epoch/loss": np.mean(in_epoch), "epoch/number": done // epoch})
+                in_epoch = []
             if main and (done % every == 0 or last):
                 numbers = exam(ema, config, source, device, out, done)
                 log.add(step=done, loss=total / (done - since), seconds=round(clock(), 1), **numbers)
                 bar.set_postfix(loss=f"{total / (done - since):.4f}", **{k: f"{v:.4f}" for k, v in numbers.items()})
-                board.add(done, {"train/loss": total / (done - since), "epoch/number": done / epoch}
-                          | {f"eval/{k}": v for k, v in numbers.items()})
+                board.add(done, {"train/loss": total / (done - since)} | {f"eval/{k}": v for k, v in numbers.items()})
                 total, since = 0.0, done
             if main and (done % config["save_every"] == 0 or last or stopped):
                 training.save_run(out, "dddm", config, done, net, ema, optimizer)
@@ -494,7 +496,7 @@ def baseline_of(args, device):
     path = training.SHIPPED / f"dddm_{args.data}_mean.pt"
     if not path.exists():
         return None
-    checkpoint = training.load_checkpoint(path, "dddm")
+    checkpoint = training.load_checkpoint(path, "dddm", make_parser())
     net = training.load_weights(build(checkpoint["config"]), checkpoint["ema"], path).to(device).eval()
     return points_drawer(net, checkpoint["config"], args.n, args.seed, args.precision, device)
 
@@ -620,7 +622,7 @@ def make_parser():
     add = parser.add_argument_group("data and network (a checkpoint knows its own; defaults: by data)").add_argument
     add("--data", choices=(*POINTS, *SIZES), default="mixture", help="2-D points or images (default %(default)s)")
     add("--data-dir", default="data", metavar="DIR", help="where MNIST and CIFAR-10 lie or go (default %(default)s)")
-    add("--img-size", type=training.number(int, 8, 1024), help="of crystals: a multiple of --patch (default 64)")
+    add("--img-size", type=training.number(int, 1, 1024), help="of crystals: a multiple of --patch (default 64)")
     words = dict(patch="side of a token, pixels", width="of every layer", depth="layers or blocks",
                  heads="of the attention, a divisor of --width", xi_dim="numbers in xi")
     for flag, meaning in words.items():

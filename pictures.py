@@ -137,7 +137,7 @@ def clouds(path, columns, gmm):
 
 def posteriors(path, found):
     """Five of the ten posteriors: learned draws above, exact draws below, x_t marked."""
-    figure, axes = plt.subplots(2, 5, figsize=(13, 4.2), layout="constrained", sharex=True, sharey=True)
+    figure, axes = plt.subplots(2, 5, figsize=(13, 3.7), layout="constrained", sharex=True, sharey=True)
     for column, (t, x_t, learned, exact, std, true) in zip(axes.T, found[1::2], strict=True):
         for ax, x, name, s in zip(column, (learned, exact), ("learned", "exact"), (std, true), strict=True):
             ax.plot(*x[:1000].T, "o", ms=1.8, mew=0, alpha=0.5, color="#1f4e79" if name == "learned" else "#2a9d6f")
