@@ -4,7 +4,7 @@
     python gallery.py sweep      theta_sweep.gif    four lattices, each from one noise, while the angle asked for turns
     python gallery.py strip      strip.png          a crystal dissolves; the way back, and x_0 as predicted there
     python gallery.py letter     letter.gif         points that follow a learned score into a letter S
-    python gallery.py latent     vae_traversal.png  one latent of the VAE moved at a time
+    python gallery.py latent     vae_traversal.png  one latent of the conditional VAE at a time
     python gallery.py priors     priors.png, latent_diffusion.gif     three priors of one VAE, on the same conditions
     python gallery.py dddm       dddm*.png, *.gif   few steps of distributional diffusion: points, crystals
     python gallery.py preview    crystals.png       the data
@@ -61,7 +61,7 @@ def letter(args, out):
 
 
 def latent(args, out):
-    keep(vae.main, ["--uncond"], out, traversal="vae_traversal")
+    keep(vae.main, [], out, traversal="vae_traversal")
 
 
 def priors(args, out):

@@ -455,14 +455,20 @@ def latent_report(net, config, device, n):
 
 
 def traversal(net, mu, report, config, device, path, rows=6, columns=9):
-    """A PNG: one held-out crystal; each row moves one latent across the middle 98 % of its values."""
-    latents = report["latent"][:rows]
-    x, condition = training_batch(config, 0, None, 8, held_out=True)
-    base, quantile = mu[1], torch.linspace(0.01, 0.99, columns)
+    """A PNG: one held-out crystal, rectangular because those have an aspect; each row moves one latent.
+
+    Across the middle 98 % of its values, among crystals of that type where the decoder is told the type.
+    """
+    latents, of = report["latent"][:rows], (config["seed"], config["mode"], config["n_types"], config["img_size"])
+    kind = data.crystal_labels(0, len(mu), *of, stream=1)["kind"]
+    first = int((kind == min(1, config["n_types"] - 1)).nonzero()[0])
+    seen = mu if config["uncond"] else mu[kind == kind[first]]
+    condition = data.told(*data.crystal_batch(first, 1, *of, stream=1)[1:])
+    base, quantile = mu[first], torch.linspace(0.01, 0.99, columns)
     z = base.repeat(len(latents) * columns, 1)
     for i, j in enumerate(latents):
-        z[i * columns : (i + 1) * columns, j] = mu[:, j].quantile(quantile)
-    same = condition.map(lambda c: c[1:2].expand(len(z), *c.shape[1:]))
+        z[i * columns : (i + 1) * columns, j] = seen[:, j].quantile(quantile)
+    same = condition.map(lambda c: c.expand(len(z), *c.shape[1:]))
     tiles = decode(net, z, same, device, config["precision"])
     captions = [f"z{j} = {z[i * columns + k, j]:.2f}" for i, j in enumerate(latents) for k in range(columns)]
     title = "one latent moved a row, the others kept: the most active first"
