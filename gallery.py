@@ -7,6 +7,7 @@
     python gallery.py latent     vae_traversal.png  one latent of the conditional VAE at a time
     python gallery.py priors     priors.png, latent_diffusion.gif     three priors of one VAE, on the same conditions
     python gallery.py dddm       dddm*.png, *.gif   few steps of distributional diffusion: points, crystals
+    python gallery.py digits     vae_gan.png, mnist_map.png           two schemes side by side; a plane of digits
     python gallery.py preview    crystals.png       the data
     python gallery.py audit      crystals_error.png, S_clouds.gif     from the trial, which takes two minutes
     python gallery.py all        all of them
@@ -35,6 +36,7 @@ import metrics
 import pictures
 import training
 import vae
+import vae_gan
 import vp_sde
 from make_gif import save_gif, write_whole
 
@@ -72,6 +74,11 @@ def distributional(args, out):
     names = dict(comparison="dddm_steps", samples="dddm_clouds", posterior="dddm_posterior", sampling="dddm")
     keep(dddm.main, [], out, **names)
     keep(dddm.main, ["--data", "crystals"], out, samples="dddm_crystals", sampling="dddm_crystals")
+
+
+def digits(args, out):
+    keep(vae_gan.main, ["--compare"], out, compare="vae_gan")
+    keep(vae.main, ["--data", "mnist"], out, traversal="mnist_map")
 
 
 def preview(args, out):
@@ -123,7 +130,7 @@ def strip(args, out, kind=1, theta=0.3, aspect=1.2, columns=9):
 
 
 FIGURES = {"hero": hero, "sweep": sweep, "strip": strip, "letter": letter, "latent": latent, "priors": priors,
-           "dddm": distributional, "preview": preview, "audit": trial}
+           "dddm": distributional, "digits": digits, "preview": preview, "audit": trial}
 
 
 def main(argv=None):
