@@ -44,9 +44,10 @@ MODULES = ("data", "metrics", "reference_gmm_sde", "vp_sde", "vae", "latent_prio
 NO_MATHEMATICS = {  # what these do is files, pictures, words or plumbing; a star stands for any end
     "main", "make_parser", "parse_args", "settle*", "take_*", "load*", "build", "sample", "sample_*", "train",
     "training_samples", "simulate", "write_*", "save_*", "draw", "preview", "traversal", "loss_curve", "caption",
-    "told", "crystal_report", "cached_latents", "fingerprint", "channels_last", "unit", "download", "read_idx", "_paired",
-    "table", "unpack", "inception_fid", "prior_grid", "digit_map", "image_grid", "real_images", "Digit*", "attention",
-    "cloud", "compare", "opened", "report", "panels", "make_judge", "train_classifier", "train_step", "_sane"}  # fmt: skip
+    "told", "crystal_report", "cached_latents", "fingerprint", "channels_last", "unit", "download", "read_idx",
+    "_paired", "table", "unpack", "inception_fid", "prior_grid", "digit_map", "image_grid", "real_images", "Digit*",
+    "attention", "cloud", "compare", "opened", "report", "panels", "make_judge", "train_classifier", "train_step",
+    "_sane"}  # fmt: skip
 SWAPS = {"+": "-", "-": "+", "*": "/", "/": "*", "**": "*", "//": "*", "%": "*", "@": "*", "<": "<=", "<=": "<",
          ">": ">=", ">=": ">", "==": "!=", "!=": "==", "+=": "-=", "-=": "+=", "*=": "/=", "/=": "*="}
 NAMES = {"min": "max", "max": "min", "sin": "cos", "cos": "sin", "alpha": "sigma", "sigma": "alpha", "exp": "expm1",
