@@ -2,7 +2,7 @@
 
     python tests/benchmark.py                    all of it, about three minutes on two cores
     python tests/benchmark.py --ckpt outputs/mine --repeats 5 --threads 2
-    python tests/benchmark.py --growth           how the main job grows with samples, steps and image size: ten minutes
+    python tests/benchmark.py --growth     instead: growth with samples, steps and image size; one process and two
 
 Not a test: nothing here passes or fails.  Close other programs first, and compare only figures of one machine.
 Jobs are real processes, from start to last file; their memory is the peak of what stayed resident (getrusage).
@@ -39,14 +39,17 @@ def line(what, value, unit, how):
     print(f"{what:44}{value:10.4g} {unit:9} {how}", flush=True)
 
 
-def job(arguments, repeats):
-    """Median wall time (s) and highest peak memory (GB) of `python vp_sde.py ...` as a process of its own."""
+def job(arguments, repeats, launcher=(str(ROOT / "vp_sde.py"),)):
+    """Median wall time (s) and highest peak memory (GB) of `python vp_sde.py ...` as a process of its own.
+
+    launcher: the script, or what starts another.  The memory is that of the largest of several processes.
+    """
     program = ("import resource, subprocess, sys; code = subprocess.call(sys.argv[1:], stdout=2);"
                "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)")
     times, peaks = [], []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as out:
-            command = [sys.executable, str(ROOT / "vp_sde.py"), *arguments, "--out", out]
+            command = [sys.executable, *launcher, *arguments, "--out", out]
             start = time.perf_counter()
             # A middleman, because getrusage knows the largest of all children that one process ever had.
             done = subprocess.run([sys.executable, "-c", program, *command], cwd=ROOT, text=True, capture_output=True)
@@ -87,6 +90,23 @@ def growth(repeats, steps=10):
                 slope = math.log(work / before[1]) / math.log(value / before[0]) if before else math.nan
                 print(f"{what:8}{value:8}{wall:10.1f}{peak:8.2f}{slope:10.2f}", flush=True)
                 before = value, work
+    together(repeats)
+
+
+def together(repeats, steps=(5, 65)):
+    """Training in one process and in two that share its batch, started by torchrun, on the cores of this machine.
+
+    From the difference of a long and a short training, so that imports and the samples at the end do not count.
+    """
+    print(f"\n{'processes':12}{'threads each':>14}{'ms/step':>10}{'GB each':>9}   dddm.py --train --data crystals")
+    for n in (1, 2):
+        threads = max(1, (os.cpu_count() or 1) // n)
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n), str(ROOT / "dddm.py")]
+        flags = ["--train", "--data", "crystals", "--n-samples", "2"]  # torchrun would take --n for its own
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        walls, peaks = zip(*(job([*flags, "--train-steps", str(k)], repeats, launcher) for k in steps), strict=True)
+        speed = 1000 * (walls[1] - walls[0]) / (steps[1] - steps[0])
+        print(f"{n:9}{threads:17}{speed:10.0f}{max(peaks):9.2f}", flush=True)
 
 
 def main(argv=None):
