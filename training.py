@@ -587,7 +587,7 @@ def steps(start, total, unit="step"):
     """A progress bar over training steps start .. total; in a log file, a line now and then."""
     pause = 0.1 if sys.stderr.isatty() else 30
     return tqdm(range(start, total), desc="training", initial=start, total=total, unit=unit, dynamic_ncols=True,
-                mininterval=pause, maxinterval=10 * pause)
+                mininterval=pause, maxinterval=10 * pause, disable=rank() > 0)
 
 
 def check_finite(value, step, out):

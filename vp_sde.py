@@ -13,6 +13,7 @@ metrics.json to outputs/vp_sde/crystals_sde_seed0/.  Other lessons:
     python vp_sde.py --oracle                         the same sampler with the exact denoiser: all error is its own
     python vp_sde.py --cfg 0                          no condition: the network has to invent type, angle and aspect
     python vp_sde.py --train --out outputs/mine       train from nothing, then sample
+    torchrun --standalone --nproc_per_node=2 vp_sde.py --train        the same steps, by two processes
     python vp_sde.py --data S                         the same loop and samplers on 2-D points: a learned letter S
 
 VP-SDE: Song et al. 2021 (arXiv 2011.13456).  v-prediction: Salimans and Ho 2022 (2202.00512).  DPM-Solver++(2M): Lu et
