@@ -346,8 +346,18 @@ def load_judge(path):
     checkpoint = training.load_checkpoint(path, "vae_gan")
     if checkpoint["config"].get("scheme") != "judge":
         raise ValueError(f"{path} holds no judge; make one with --make-judge")
-    net = training.load_weights(Classifier(checkpoint["config"]["width"]), checkpoint["ema"], path)
-    return net.eval().requires_grad_(False), checkpoint
+    says = "accuracy", "n_real", "share_sure", "frechet_floor", "gradient_energy"
+    try:
+        shapes = [tuple(checkpoint[key].shape) for key in ("mean", "cov", "digits", "labels")]
+        n = len(checkpoint["labels"])
+        whole = shapes == [(64,), (64, 64), (n, 1, 28, 28), (n,)]
+        whole = whole and all(type(checkpoint["said"][key]) in (int, float) for key in says)
+        net = Classifier(checkpoint["config"]["width"])
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError):
+        whole = False
+    if not whole:
+        raise ValueError(f"the judge in {path} is damaged; make one with --make-judge")
+    return training.load_weights(net, checkpoint["ema"], path).eval().requires_grad_(False), checkpoint
 
 
 # --------------------------------------------------------------------------------------------------------- the sampling
@@ -476,7 +486,7 @@ def opened(args, given):
     found = {}
     for scheme, path in zip(SCHEMES, (args.ckpt, args.against), strict=True):
         path = path or training.SHIPPED / f"vae_gan_{scheme}.pt"
-        found[scheme] = training.load_checkpoint(path, "vae_gan")
+        found[scheme] = training.load_checkpoint(path, "vae_gan", args.parser)
         if found[scheme]["config"].get("scheme") != scheme:
             raise ValueError(f"{path} is of the scheme {found[scheme]['config'].get('scheme')}, not {scheme}")
     z_dims = [checkpoint["config"]["z_dim"] for checkpoint in found.values()]

@@ -504,3 +504,31 @@ def test_as_a_process(tmp_path):
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "x.pt" in done.stdout and done.stderr == ""
     assert len(load_built(tmp_path / "x.pt")["x_u8"]) == 3
+
+
+# ----------------------------------------------------------------------------------------------------------- conditions
+
+
+def test_conditions_asked_for_by_default_and_one_crystal():
+    i = torch.arange(40)
+    for mode, spacing in ("rot-only", 0.0), ("full", 10.0), ("simple", 0.0):
+        kind, cont, known = data.asked_for(40, mode=mode)
+        assert torch.equal(kind, i % 4) and known.dtype == torch.bool and known.all()
+        turned = (i % 36) * THETA_MAX / 35 * (mode != "simple")
+        expected = torch.stack([torch.full((40,), spacing), turned, torch.zeros(40), torch.zeros(40)], 1)
+        torch.testing.assert_close(cont, expected, rtol=1e-6, atol=0)
+    kind, cont, _ = data.asked_for(3, kind=2, theta=0.5)
+    assert kind.tolist() == [2, 2, 2] and cont.tolist() == [[0, 0.5, 0, 0]] * 3
+    assert data.asked_for(5, n_types=2).kind.tolist() == [0, 1, 0, 1, 0]
+
+
+def test_features_of_a_condition():
+    """One-hot type, labels of order one, sines and cosines of the angle from the fundamental on, and 'not told'."""
+    told = data.told(torch.tensor([2, 0]), torch.tensor([[10.0, 0.3, 0.25, 0.5], [6.0, 1.0, 0.0, 0.0]]))
+    k = range(1, 9)
+    expected = [[0, 0, 1, 0, 1, 0.3, 1, 0.5, *(math.sin(0.3 * i) for i in k), *(math.cos(0.3 * i) for i in k), 0],
+                [1, 0, 0, 0, 0.6, 1, 0, 0, *(math.sin(i) for i in k), *(math.cos(i) for i in k), 0]]
+    torch.testing.assert_close(told.features(), torch.tensor(expected), rtol=1e-5, atol=1e-6)
+    untold = told.dropped().features()
+    assert torch.equal(untold, torch.tensor([[0.0] * 24 + [1.0]] * 2))
+    assert told.map(lambda v: v[1:]).kind.tolist() == [0]

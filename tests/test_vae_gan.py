@@ -320,6 +320,10 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys, monkeypatch):
     assert "--compare" in fails(capsys, "--compare", "--train")
     assert "--make-judge" in fails(capsys, "--make-judge", "--train")
     assert "holds no judge" in fails(capsys, "--ckpt", composite, "--judge", simple, "--out", tmp_path / "o")
+    found = training.load_checkpoint(folder / "judge" / "judge.pt")
+    for hurt in {"said": {"accuracy": 1.0}}, {"mean": found["cov"]}, {"config": {"scheme": "judge"}}, {"digits": None}:
+        training.save_checkpoint(tmp_path / "j.pt", found | hurt)
+        assert "judge" in fails(capsys, "--ckpt", composite, "--judge", tmp_path / "j.pt", "--out", tmp_path / "o")
     assert "--z-dim" in fails(capsys, "--z-dim", 0) and "--n" in fails(capsys, "--n", 1)
     assert "--scheme" in fails(capsys, "--scheme", "other")
     (tmp_path / "a.json").write_text("{not json")
