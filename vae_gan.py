@@ -47,6 +47,7 @@ from vae import channels_last, kl_nats, loss_of, reparameterise, update_ema
 MODEL_FLAGS = ("scheme", "z_dim", "beta")  # the checkpoint knows these
 SCHEMES = ("simple", "composite")
 EXAM, PART = 512, 250  # test digits while training; images that are worked on at a time
+GAIN = 40  # of the logits of D
 RAMP = 500  # steps over which the adversary's weight rises, once it has started
 LOOK_WIDTH, LOOK_STEPS = 16, 500  # the perceptual network
 JUDGE_WIDTH, JUDGE_STEPS, N_JUDGED = 24, 1500, 10_000  # the held-out classifier, and the real digits it is shown
@@ -115,7 +116,7 @@ class Critic(nn.Module):
         h = channels_last(F.pixel_unshuffle(x, 4))
         for layer in (self.conv1, self.conv2, self.conv3):
             h = F.leaky_relu(layer(h), 0.2)
-        return 10 * self.out(h).float()
+        return GAIN * self.out(h).float()
 
 
 class Classifier(nn.Module):
@@ -445,7 +446,7 @@ def make_parser():
     add("--data-dir", metavar="DIR", default="data",
         help="folder that holds MNIST/raw, or that it is downloaded to (default %(default)s)")
     add("--z-dim", type=training.number(int, 1, 1024), default=12, help="latents (default %(default)s)")
-    add("--beta", type=training.number(float, 0, 1e6, open_low=True), default=0.5,
+    add("--beta", type=training.number(float, 0, 1e6, open_low=True), default=1.5,
         help="weight of the KL beside the squared error of an image; pixel variance is beta / 2 (default %(default)s)")
     add("--beta-warmup", type=training.number(int, 0, 10**9), default=500, metavar="STEPS",
         help="beta rises from 0 over so many steps (default %(default)s)")
@@ -454,12 +455,12 @@ def make_parser():
     add = parser.add_argument_group("composite scheme").add_argument
     add("--perceptual", type=training.number(float, 0, 1e6), default=10.0,
         help="weight p of the perceptual distance; 0 switches it off (default %(default)s)")
-    add("--adversarial", type=training.number(float, 0, 1e6), default=0.5,
+    add("--adversarial", type=training.number(float, 0, 1e6), default=1.0,
         help="weight a of the adversary, beside the adaptive one; 0 switches it off (default %(default)s)")
-    add("--adversarial-cap", type=training.positive, default=200.0, help="cap of w (default %(default)s)")
+    add("--adversarial-cap", type=training.positive, default=100.0, help="cap of w (default %(default)s)")
     add("--critic-start", type=training.number(int, 0, 10**9), default=500, metavar="STEPS",
         help="the adversary is frozen for so many steps, then its weight rises for as many (default %(default)s)")
-    add("--critic-lr", type=training.positive, default=1e-3, help="learning rate of D (default %(default)s)")
+    add("--critic-lr", type=training.positive, default=2e-3, help="learning rate of D (default %(default)s)")
     add = parser.add_argument_group("sampling").add_argument
     add("--n", "--n-samples", type=training.number(int, 2, 10**7), default=10_000,
         help="samples of the prior (default %(default)s)")
@@ -468,7 +469,7 @@ def make_parser():
     add("--judge", metavar="FILE",
         help="the held-out classifier and what it says of real digits (default: the one that ships)")
     add("--make-judge", action="store_true", help="train such a classifier, and write judge.pt")
-    training.shared_flags(parser, train_steps=4000, batch_size=64, lr=1e-3)
+    training.shared_flags(parser, train_steps=3000, batch_size=64, lr=1e-3)
     return parser
 
 

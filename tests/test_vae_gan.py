@@ -337,3 +337,25 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys, monkeypatch):
                           (whole[:-1], "promises")):
         labels.write_bytes(gzip.compress(content))
         assert says in fails(capsys, *TINY, "--data-dir", tmp_path / "bad", "--out", tmp_path / "out")
+
+
+# --------------------------------------------------------------------------------------------------------- what ships
+
+
+def test_what_ships_keeps_its_promise(tmp_path):
+    """A thousand samples of each scheme: composite is nearer to real digits, as sharp as they are, and hardly worse."""
+    words = ["--compare", "--n", "1000", "--data-dir", str(tmp_path), "--out", str(tmp_path / "c"), "--device", "cpu"]
+    vae_gan.main(words)
+    result = json.loads((tmp_path / "c" / "metrics.json").read_text())
+    simple, composite = (result[scheme] for scheme in vae_gan.SCHEMES)
+    assert composite["frechet"] < 0.7 * simple["frechet"]
+    assert composite["share_sure"] > simple["share_sure"] + 0.1
+    assert 0.85 < composite["gradient_energy"] < 1.15 and simple["gradient_energy"] < 0.85
+    assert composite["reconstruction_mse"] < 1.5 * simple["reconstruction_mse"]
+    for scheme in vae_gan.SCHEMES:
+        path = training.SHIPPED / f"vae_gan_{scheme}.pt"
+        assert path.stat().st_size < 6e6
+        stored = training.load_checkpoint(path, "vae_gan")["config"]
+        args, _ = training.parse(vae_gan.make_parser(), ["--config", str(ROOT / "configs" / f"mnist_{scheme}.json")])
+        differ = {key for key in vars(args) if key in stored and stored[key] != getattr(args, key)}
+        assert differ <= {"config", "train", "precision"}  # made by the preset's command
