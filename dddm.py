@@ -606,13 +606,13 @@ def digit_frechet(x):
 TRAINING_SET = {"mnist": 60_000}  # images in an epoch, where not 50,000
 DEFAULTS = {  # what depends on the data; anything given on the command line wins
     "points": dict(width=128, depth=4, heads=1, patch=1, shared=1, xi_dim=4, m=8, steps=4, n=4096, img_size=1,
-                   batch_size=512, train_steps=4000, lr=2e-3),
+                   batch_size=512, train_steps=4000, lr=2e-3, churn=1.0),
     "crystals": dict(width=192, depth=6, heads=3, patch=8, shared=4, xi_dim=2, m=2, steps=8, n=36, img_size=64,
-                     batch_size=32, train_steps=3600, lr=1.5e-3),
+                     batch_size=32, train_steps=3600, lr=1.5e-3, churn=0.5),
     "mnist": dict(width=128, depth=6, heads=2, patch=4, shared=3, xi_dim=16, m=4, steps=8, n=1000, img_size=28,
-                  batch_size=64, train_steps=10000, lr=1e-3),
+                  batch_size=64, train_steps=10000, lr=1e-3, churn=1.0),
     "cifar10": dict(width=384, depth=8, heads=6, patch=4, shared=4, xi_dim=64, m=8, steps=20, n=36, img_size=32,
-                    batch_size=256, train_steps=78000, lr=1e-4),
+                    batch_size=256, train_steps=78000, lr=1e-4, churn=1.0),
 }
 
 
@@ -640,8 +640,8 @@ def make_parser():
     add("--eval-every", type=training.count, default=500, metavar="STEPS", help="exam and log (default %(default)s)")
     add = parser.add_argument_group("sampling").add_argument
     add("--steps", type=training.count, help="network calls a sample (default 4 points, 8 images, 20 cifar10)")
-    add("--churn", type=training.number(float, 0, 1), default=1.0,
-        help="fresh noise in the bridge: 0 DDIM, 1 DDPM (default %(default)s)")
+    add("--churn", type=training.number(float, 0, 1),
+        help="fresh noise in the bridge: 0 DDIM, 1 DDPM (default 1; crystals 0.5, which keeps more of their variety)")
     add("--n", "--n-samples", type=training.number(int, 2, 10**7),
         help="samples (default 36; digits 1000; points 4096)")
     add("--sample-batch", type=training.count, default=36, help="images drawn at a time (default %(default)s)")
