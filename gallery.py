@@ -9,11 +9,11 @@
     python gallery.py dddm       dddm*.png, *.gif   few steps of distributional diffusion: points, crystals
     python gallery.py digits     vae_gan.png, mnist_map.png           two schemes side by side; a plane of digits
     python gallery.py preview    crystals.png       the data
-    python gallery.py audit      crystals_error.png, S_clouds.gif     from the trial, which takes two minutes
+    python gallery.py audit      crystals_error.png, S_clouds.gif     from the trial, which takes minutes
     python gallery.py all        all of them
 
-go to assets/, or to --out DIR, in 10 to 30 seconds each on two cores.  Every GIF is below 4 MB.  Left out: the numbers,
-which the scripts that are called here print, and keep when they are run by themselves.
+replace those in assets/, or go to --out DIR, in half a minute or so each on two cores.  Every GIF is below 4 MB.  Left
+out: the numbers, which the scripts that are called here print, and keep when they are run by themselves.
 """
 # /// script
 # requires-python = ">=3.11"

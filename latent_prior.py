@@ -398,11 +398,13 @@ def draw(net, condition, args, device, keys=None):
     noise = endless_noise(args.seed, keys, net.mean.shape)
     eps = guided(eps_of(net, device, args.precision), condition, args.cfg)
     moments = ddim(eps, next(noise), indices, net.schedule, args.eta, noise)
-    for i, (t, z, _) in enumerate(tqdm(moments, "sampling", len(indices) + 1, unit="step", dynamic_ncols=True)):
-        if not bool(z.isfinite().all()):
-            raise FloatingPointError(f"the state blew up before t = {t}: take more --steps, or a smaller --cfg")
-        if i in shown:
-            film.append((t, net.restore(z[:36].to(device)).cpu()))
+    with tqdm(total=len(indices), desc="sampling", unit="step", dynamic_ncols=True) as bar:
+        for i, (t, z, _) in enumerate(moments):
+            if not bool(z.isfinite().all()):
+                raise FloatingPointError(f"the state blew up before t = {t}: take more --steps, or a smaller --cfg")
+            if i in shown:
+                film.append((t, net.restore(z[:36].to(device)).cpu()))
+            bar.update(t > 0)
     return net.restore(z.to(device)).cpu(), film
 
 
@@ -449,7 +451,7 @@ def sample(net, vae_net, vae_config, args, out, device):
     return result | {"seconds": clock()}
 
 
-COLUMNS = {"crystal_error_mean": "crystal error", "error_nearest_of_any": "of any crystal", "mass_w1": "mass_w1",
+COLUMNS = {"crystal_error_mean": "crystal error", "error_nearest_of_any": "nearest any", "mass_w1": "mass_w1",
            "fft_radial_l2": "fft_radial_l2"}
 
 # ----------------------------------------------------------------------------------------------------- the command line
