@@ -6,7 +6,7 @@
     python gallery.py letter     letter.gif         points that follow a learned score into a letter S
     python gallery.py latent     vae_traversal.png  one latent of the conditional VAE at a time
     python gallery.py priors     priors.png, latent_diffusion.gif     three priors of one VAE, on the same conditions
-    python gallery.py dddm       dddm*.png, *.gif   few steps of distributional diffusion: points, crystals
+    python gallery.py dddm       dddm_*.png         few steps of distributional diffusion
     python gallery.py digits     vae_gan.png, mnist_map.png           two schemes side by side; a plane of digits
     python gallery.py preview    crystals.png       the data
     python gallery.py audit      crystals_error.png, S_clouds.gif     from the trial, which takes minutes
@@ -71,9 +71,7 @@ def priors(args, out):
 
 
 def distributional(args, out):
-    names = dict(comparison="dddm_steps", samples="dddm_clouds", posterior="dddm_posterior", sampling="dddm")
-    keep(dddm.main, [], out, **names)
-    keep(dddm.main, ["--data", "crystals"], out, samples="dddm_crystals", sampling="dddm_crystals")
+    keep(dddm.main, [], out, comparison="dddm_steps", samples="dddm_clouds", posterior="dddm_posterior")
 
 
 def digits(args, out):
