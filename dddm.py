@@ -608,7 +608,7 @@ DEFAULTS = {  # what depends on the data; anything given on the command line win
     "points": dict(width=128, depth=4, heads=1, patch=1, shared=1, xi_dim=4, m=8, steps=4, n=4096, img_size=1,
                    batch_size=512, train_steps=4000, lr=2e-3, churn=1.0),
     "crystals": dict(width=192, depth=6, heads=3, patch=8, shared=4, xi_dim=2, m=2, steps=8, n=36, img_size=64,
-                     batch_size=32, train_steps=3600, lr=1.5e-3, churn=0.5),
+                     batch_size=32, train_steps=5400, lr=1.5e-3, churn=0.5),
     "mnist": dict(width=128, depth=6, heads=2, patch=4, shared=3, xi_dim=16, m=4, steps=8, n=1000, img_size=28,
                   batch_size=64, train_steps=10000, lr=1e-3, churn=1.0),
     "cifar10": dict(width=384, depth=8, heads=6, patch=4, shared=4, xi_dim=64, m=8, steps=20, n=36, img_size=32,
