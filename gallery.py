@@ -9,7 +9,7 @@
     python gallery.py dddm       dddm_*.png         few steps of distributional diffusion
     python gallery.py digits     vae_gan.png, mnist_map.png           two schemes side by side; a plane of digits
     python gallery.py preview    crystals.png       the data
-    python gallery.py audit      crystals_error.png, S_clouds.gif     from the trial, which takes minutes
+    python gallery.py audit      crystals_error.png, S_clouds.gif, audit.png     from the trials, which take minutes
     python gallery.py all        all of them
 
 replace those in assets/, or go to --out DIR, in half a minute or so each on two cores.  Every GIF is below 4 MB.  Left
@@ -34,6 +34,7 @@ import dddm
 import latent_prior
 import metrics
 import pictures
+import reference_gmm_sde as reference
 import training
 import vae
 import vae_gan
@@ -86,6 +87,7 @@ def preview(args, out):
 def trial(args, out):
     ckpt = ["--ckpt", args.ckpt, str(training.SHIPPED / "vp_sde_S.pt")]
     keep(audit.main, ckpt, out, crystals_error="crystals_error", S_clouds="S_clouds")
+    keep(reference.main, ["--audit"], out, audit="audit")
 
 
 # --------------------------------------------------------------------------------------------------- figures of its own

@@ -508,12 +508,13 @@ def settle(args, given, checkpoint):
         raise ValueError(f"--t-emb-dim must be even, not {args.t_emb_dim}")
 
 
-def settle_vae(args, vae_config, found):
+def settle_vae(args, vae_config, found, own):
     """The same about the VAE: it must be the one this prior was trained on, and know what is asked."""
     if args.z_dim not in (None, vae_config["z_dim"]):
         raise ValueError(f"--z-dim {args.z_dim} contradicts the VAE in {args.vae}, which has {vae_config['z_dim']}")
     if args.vae_fingerprint not in (None, found):
-        raise ValueError(f"this prior was trained on another VAE than the one in {args.vae}: name its own with --vae")
+        raise ValueError(f"this prior was trained on another VAE than {args.vae}: on {own}; name it with --vae, or "
+                         "with --ckpt a prior that was trained on this one")
     args.z_dim, args.vae_fingerprint = vae_config["z_dim"], found
     if args.kind is not None and args.kind >= vae_config["n_types"]:
         raise ValueError(f"--kind {args.kind} is not among the {vae_config['n_types']} types of the VAE")
@@ -530,7 +531,7 @@ def main(argv=None):
         device = training.pick_device(args.device)
         args.precision = training.pick_precision(args.precision, device)
         vae_net, vae_config, found = load_vae(args.vae, device)
-        settle_vae(args, vae_config, found)
+        settle_vae(args, vae_config, found, checkpoint and checkpoint["config"].get("vae"))
         training.settle_epochs(args, given, args.n_latents)
         config = vars(args)
         net = None if args.train else training.load_net(build(config), checkpoint, args, device)

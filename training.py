@@ -80,6 +80,7 @@ def side(text):
 
 def shared_flags(parser, train_steps, batch_size, lr):
     """The flags that every training script has, with this script's defaults."""
+    parser.usage = "%(prog)s [flags]    (--help explains them)"
     add = parser.add_argument_group("run, training and device").add_argument
     add("--train", action="store_true", help="train first, then sample from what was trained")
     add("--resume", action="store_true", help="go on with the training in --out DIR, with the settings stored there")

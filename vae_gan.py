@@ -457,7 +457,7 @@ def make_parser():
         help="weight p of the perceptual distance; 0 switches it off (default %(default)s)")
     add("--adversarial", type=training.number(float, 0, 1e6), default=1.0,
         help="weight a of the adversary, beside the adaptive one; 0 switches it off (default %(default)s)")
-    add("--adversarial-cap", type=training.positive, default=100.0, help="cap of w (default %(default)s)")
+    add("--adversarial-cap", type=training.positive, default=20.0, help="cap of w (default %(default)s)")
     add("--critic-start", type=training.number(int, 0, 10**9), default=500, metavar="STEPS",
         help="the adversary is frozen for so many steps, then its weight rises for as many (default %(default)s)")
     add("--critic-lr", type=training.positive, default=2e-3, help="learning rate of D (default %(default)s)")
@@ -469,7 +469,7 @@ def make_parser():
     add("--judge", metavar="FILE",
         help="the held-out classifier and what it says of real digits (default: the one that ships)")
     add("--make-judge", action="store_true", help="train such a classifier, and write judge.pt")
-    training.shared_flags(parser, train_steps=3000, batch_size=64, lr=1e-3)
+    training.shared_flags(parser, train_steps=5000, batch_size=64, lr=1e-3)
     return parser
 
 

@@ -456,16 +456,18 @@ def training_samples(eps, config, schedule, out, step):
 
 
 def sample_crystals(eps, config, args, out, schedule):
-    """The main job: samples.png, reverse_diffusion.gif, samples.npz, and the numbers."""
+    """The main job: samples.png, reverse_diffusion.gif, samples.npz, and the numbers.
+
+    In mode full it asks for whole crystals of 10 px, which are known; without a condition nothing is known there.
+    """
     condition = data.asked_for(args.n, args.kind, args.theta, config["mode"], config["n_types"])
     clock, size = training.stopwatch(), config["img_size"]
     x, film = draw(eps, condition, (1, size, size), args, schedule)
     seconds, x, kind, theta = clock(), unit(x), condition.kind, condition.cont[:, 1]
     training.save_npz(out / "samples.npz", x=x.numpy(), kind=kind.numpy(), theta=theta.numpy())
     save_gif([pictures.grid_image(unit(x_t)[:, 0].numpy(), 6) for _, x_t, _ in film], out / "reverse_diffusion.gif")
-    if config["mode"] == "full":  # no closed form for what is missing and what is displaced
-        names = [data.KINDS[k] for k in kind[:36]]
-        pictures.captioned_grid(out / "samples.png", x[:36, 0], names, "samples, mode full")
+    if config["mode"] == "full" and args.cfg == 0:  # no closed form for what is missing and what is displaced
+        pictures.captioned_grid(out / "samples.png", x[:36, 0], [""] * len(x[:36]), "samples, mode full")
         result = {}
     else:
         result, fit, truth = metrics.crystal_report(x, *((kind, theta) if args.cfg else ()), seed=args.seed)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,6 +127,7 @@ def main(argv=None):
     import torch
 
     import data
+    import dddm
     import metrics
     import pictures
     import training
@@ -169,6 +171,15 @@ def main(argv=None):
         gif = Path(out, "g.gif")
         film = median(lambda: vp_sde.save_gif([pictures.grid_image(f, 6) for f in frames], gif), args.repeats)
         line("reverse_diffusion.gif, 34 frames", film, "s", "pictures.grid_image, make_gif.save_gif")
+    for shared in ("4", "0"):  # of six blocks: those before xi enters, one pass for both particles
+        args, given = training.parse(dddm.make_parser(), ["--data", "crystals", "--shared", shared])
+        dddm.settle(args, given, None)
+        args.precision, config = precision, vars(args)
+        net = dddm.build(config)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.0)
+        rows = slice(0, args.batch_size)
+        step = median(partial(dddm.train_step, net, optimizer, config, 0, None, device, rows), args.repeats)
+        line(f"dddm.py, gradients of a step, --shared {shared}", 1000 * step, "ms", "dddm.train_step, crystals, m = 2")
     imported = [sys.executable, "-c", "import vp_sde"]
     imports = median(lambda: subprocess.run(imported, cwd=ROOT, check=True), args.repeats)
     line("imports", imports, "s", 'python -c "import vp_sde"')

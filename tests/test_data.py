@@ -200,6 +200,17 @@ def test_vacancies_and_jitter_are_what_the_labels_say():
     z = labels["shift"] / labels["jitter"][:, None, None]
     assert z.mean((0, 1)).abs().max() < 0.02 and abs(z.pow(4).mean() - 3) < 0.1  # Gaussian, along x and along y
     assert abs((z[..., 0] * z[..., 1]).mean()) < 0.01
+    assert z[labels["keep"]].mean(0).abs().max() < 0.02  # an atom that is missing says nothing about those that stay
+
+
+def test_the_stream_of_crystals_is_what_it_was():
+    """Numbers of the first release: a checkpoint's training set and its held-out crystals can be made again."""
+    got = crystal_labels(0, 3, seed=0)
+    assert got["kind"].tolist() == [0, 1, 1]
+    theta, aspect = (torch.tensor(v, dtype=torch.float64) for v in (
+        [0.25294972713398, 0.20425648516001, 0.17820805445583], [0.81685551330896, 1.17702594463915, 1.31991119348734]))
+    torch.testing.assert_close(got["theta"], theta, rtol=0, atol=1e-12)
+    torch.testing.assert_close(got["aspect"], aspect, rtol=0, atol=1e-12)
 
 
 def test_fewer_types_and_unknown_modes():

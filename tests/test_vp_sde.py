@@ -584,9 +584,9 @@ def test_without_a_condition_the_nearest_crystal_of_any_kind_is_reported(trained
 
 
 def test_modes_other_than_the_default_run(tmp_path, capsys, quick):
-    for mode, shown in (("full", False), ("simple", True)):
-        out = tmp_path / mode
-        assert run(*TINY, "--mode", mode, "--out", out) == 0
+    for i, (mode, cfg, shown) in enumerate((("full", 1, True), ("full", 0, False), ("simple", 1, True))):
+        out = tmp_path / str(i)
+        assert run(*TINY, "--mode", mode, "--cfg", cfg, "--out", out) == 0
         assert ("crystal_error_mean" in json.loads((out / "metrics.json").read_text())) == shown
     with np.load(out / "samples.npz") as arrays:
         assert not arrays["theta"].any()  # simple crystals are not turned
