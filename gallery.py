@@ -48,10 +48,9 @@ def keep(main, argv, out, **files):
     """Run a script's main in a folder that vanishes afterwards, and keep some of its files: name there = name here."""
     with tempfile.TemporaryDirectory() as folder:
         main([*argv, "--out", folder])
-        for suffix in ("gif", "png"):
-            for there, here in files.items():
-                if (found := Path(folder, f"{there}.{suffix}")).exists():
-                    write_whole(out / f"{here}.{suffix}", found.read_bytes())
+        for there, here in files.items():
+            (found,) = Path(folder).glob(f"{there}.*g*")  # a GIF or a PNG
+            write_whole(out / f"{here}{found.suffix}", found.read_bytes())
 
 
 def hero(args, out):

@@ -14,7 +14,7 @@ samples.npz and metrics.json to outputs/latent_prior/uncond_ddim_seed0/.  Other 
     python latent_prior.py --eta 1 --steps 1000       DDPM ancestral sampling, every step of the chain
     python latent_prior.py --kind 1 --n 512 --cfg 1   512 rectangular crystals: is the law of the aspect right?
     python latent_prior.py --cfg 0                    no condition: the prior has to invent type, angle and aspect
-    python latent_prior.py --train --out outputs/mine train from nothing, on the VAE that ships or --vae PATH
+    python latent_prior.py --train --out outputs/me   train from nothing, on the VAE that ships or --vae PATH
     python latent_prior.py --ckpt assets/checkpoints/latent_prior_cond.pt    on the VAE that is told the condition
 
 The default VAE is the unconditional one, so that the prior itself has to know type, angle and aspect.  A conditional

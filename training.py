@@ -91,9 +91,9 @@ def shared_flags(parser, train_steps, batch_size, lr):
     add("--device", default="auto", help="auto, cpu, cuda or mps; auto takes the fastest (default %(default)s)")
     add("--precision", choices=("auto", "bf16", "float32"), default="auto",
         help="of the matrix products; auto asks the processor (default %(default)s)")
-    add("--train-steps", type=count, default=train_steps, help="optimizer steps (default %(default)s)")
-    add("--batch-size", type=count, default=batch_size, help="images a step (default %(default)s)")
-    add("--lr", type=positive, default=lr, help="learning rate after the warm-up (default %(default)s)")
+    add("--train-steps", type=count, default=train_steps, help=f"optimizer steps (default {train_steps or 'by data'})")
+    add("--batch-size", type=count, default=batch_size, help=f"samples a step (default {batch_size or 'by data'})")
+    add("--lr", type=positive, default=lr, help=f"learning rate after the warm-up (default {lr or 'by data'})")
     add("--epochs", type=count,
         help="instead of --train-steps: passes over the data, 50,000 crystals where they are rendered on the fly")
     add("--save-every", type=count, default=1000, metavar="STEPS", help="checkpoint interval (default %(default)s)")

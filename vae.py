@@ -11,14 +11,14 @@ that ships, and writes reconstructions.png, samples_normal.png, samples_mop.png,
 metrics.json to outputs/vae/crystals_cond_seed0/.  Other lessons:
 
     python vae.py --uncond                            the VAE that is told nothing: z has to hold type, angle and aspect
-    python vae.py --train --uncond --out outputs/mine train from nothing, then sample
+    python vae.py --train --uncond --out outputs/me   train from nothing, then sample
     python vae.py --train --beta 1 --out outputs/b1   a latent closer to N(0, I), crystals further from true ones
     python vae.py --data mnist                        digits from 2 numbers: the map of them, traversal.png
     python vae.py --train --data mnist --z-dim 10     more numbers, told the digit (downloads MNIST to --data-dir)
 
 beta is the weight of the KL in the loss; half of it is the variance of a pixel.  Given its condition a crystal of type
-0, 2 or 3 leaves nothing for z to say, so at its optimum a conditional VAE ignores z there, and all priors tie.  It is
-the unconditional VAE whose prior has to know crystals: latent_prior.py learns that prior.
+0, 2 or 3 leaves nothing for z to say, so at its optimum a conditional VAE ignores z there.  It is the unconditional VAE
+whose prior has to know crystals: latent_prior.py learns that prior.
 VAE: Kingma and Welling 2014 (arXiv 1312.6114).  Free bits: Kingma et al. 2016 (1606.04934).
 """
 # /// script

@@ -76,7 +76,7 @@ def test_both_forms_of_the_bridge_agree(times, e, x_t, x_0):
     s, t = times
     mean, variance = paper(x_t, x_0, t, s, e)
     ours = dddm.bridge(x_t, x_0, t, s, e, 0.0)
-    assert ours == pytest.approx(mean, abs=1e-10)
+    assert ours == pytest.approx(mean, abs=1e-12)
     assert (dddm.bridge(x_t, x_0, t, s, e, 1.0) - ours) ** 2 == pytest.approx(variance, abs=1e-12)
 
 
@@ -482,27 +482,26 @@ def images(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
-def test_real_images(tmp_path, capsys, images, name, monkeypatch):
-    monkeypatch.setattr(training, "SHIPPED", tmp_path / "no judge")
+def test_real_images(tmp_path, capsys, images, name):
     flags = [*TINY, "--data", name, "--m", "2", "--epochs", "1", "--eval-every", "1"]
     dddm.main([*flags, "--steps", "2", "--out", str(tmp_path / "run")])
     found, log = np.load(tmp_path / "run" / "samples.npz"), (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert found["x"].shape == (4, *images[name].shape[1:]) and found["kind"].tolist() == [0, 1, 2, 3]
     assert len(log) == 3 and "mmd2_pixels" in json.loads(log[-1])  # --train-steps wins over --epochs
+    assert ("frechet" in json.loads(log[-1])) == (name == "mnist")
     x_0, (kind, _) = dddm.training_batch(tiny(name), 0, (images[name], torch.arange(40) % 10), slice(1, 3))
     rows = [int((images[name].float() / 127.5 - 1 - x).flatten(1).abs().sum(1).argmin()) for x in x_0]
     assert [row % 10 for row in rows] == kind.tolist()  # an image keeps its label
 
 
 def test_images_that_cannot_be_had(tmp_path, capsys, monkeypatch):
-    def load(folder, train):
-        raise OSError(f"no file train-images in {folder}, and no download")
-
-    monkeypatch.setattr(dddm.data, "load_mnist", load, raising=False)
+    address = "http://127.0.0.1:9/"  # nobody listens there
+    monkeypatch.setattr(dddm.data, "MNIST_MIRRORS", (address,))
     with pytest.raises(SystemExit) as stop:
-        dddm.main(["--train", "--data", "mnist", "--data-dir", "nowhere", "--out", str(tmp_path)])
+        dddm.main(["--train", "--data", "mnist", "--data-dir", str(tmp_path / "d"), "--out", str(tmp_path / "out")])
     lines = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 2 and "nowhere" in lines[-1] and sum("error:" in line for line in lines) == 1
+    assert stop.value.code == 2 and sum("error:" in line for line in lines) == 1
+    assert all(word in lines[-1] for word in ("train-images-idx3-ubyte", str(tmp_path / "d"), address))
 
 
 def test_wandb_gets_numbers_and_pictures_under_their_names(tmp_path, capsys, monkeypatch, quick):

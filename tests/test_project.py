@@ -1,13 +1,18 @@
 """The house as a whole: what a script says it needs is what it imports, and imports point one way."""
 
+import argparse
 import ast
+import importlib
 import re
+import shlex
 import sys
 import tomllib
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+import training
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
@@ -99,6 +104,60 @@ def test_imports_point_down(name):
     assert ours <= MAY_IMPORT[name]
     floors = list(MAY_IMPORT)
     assert all(floors.index(name) < floors.index(below) for below in MAY_IMPORT[name])
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_list_of_files_in_the_readme_is_in_this_order():
+    """`Imports only ever point down this list.`"""
+    rows = re.findall(r"^\| ((?:`\w+\.py`(?:, )?)+) \|", README, re.MULTILINE)
+    floor = {name: i for i, row in enumerate(rows) for name in re.findall(r"(\w+)\.py", row)}
+    assert set(floor) == set(SCRIPTS)
+    for name in SCRIPTS:  # a script and its trial share a row
+        assert all(floor[name] <= floor[below] for below in imported(name) & set(SCRIPTS))
+
+
+def commands():
+    """What README and docstrings tell people to type: {"python vp_sde.py --steps 300", ...}."""
+    pages = [README, *(ast.get_docstring(tree, clean=False) for tree in TREES.values())]
+    found = [re.findall(r"`(python [\w/]+\.py[^`]*)`|^ *(python [\w/]+\.py\b.*?)(?: {2,}.*)?$", page, re.MULTILINE)
+             for page in pages]
+    return sorted({max(pair).split("#")[0].strip() for pairs in found for pair in pairs})
+
+
+class Parsed(Exception):
+    """The command line was read without complaint."""
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_that_people_are_told_to_type_are_understood(command, monkeypatch):
+    values = {"N": "7", "B": "0.5", "FILE": "file"}
+    path, *argv = [values.get(word, word) for word in shlex.split(command)[1:]]
+    assert (ROOT / path).is_file()
+    assert all((ROOT / word).exists() for word in argv if word.startswith(("assets/checkpoints", "configs/")))
+    script = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    monkeypatch.chdir(ROOT)
+    if hasattr(script, "make_parser"):
+        return training.parse(script.make_parser(), argv)
+    parse = argparse.ArgumentParser.parse_args
+
+    def only_parse(parser, *words):
+        parse(parser, *words)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
+    monkeypatch.setattr(sys, "argv", [path, *argv])
+    with pytest.raises(Parsed):
+        script.main()
+
+
+def test_the_lines_of_python_in_the_readme_run(monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    exec(compile(code, "README.md", "exec"), {})
+    errors = [float(line.rsplit(None, 1)[1]) for line in capsys.readouterr().out.splitlines()]
+    assert errors[0] > 0.2 and errors[-1] < 0.03  # noise at first, crystals at last
 
 
 def test_the_judge_shares_no_code_with_the_judged():
