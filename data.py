@@ -224,6 +224,11 @@ def to_u8(x: torch.Tensor) -> torch.Tensor:
     return (x * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+def unit(x: torch.Tensor) -> torch.Tensor:
+    """The [-1, 1] of a diffusion model to [0, 1], clipped, float32."""
+    return ((x.float() + 1) / 2).clamp(0, 1)
+
+
 def write_whole(path, save):
     """Let save(file) write beside `path` and move the result into place: nobody ever finds half a file there."""
     path = Path(path)

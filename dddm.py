@@ -314,7 +314,7 @@ def asked_for(config, n, kind=None, theta=None):
 
 def draw(net, condition, config, args, device, shape, keys=None):
     """Samples [N, *shape] in batches, noise by (seed, key of the sample), and the film of the first 36."""
-    n, out, film = len(condition[0]), [], []
+    n, out, film, shown = len(condition[0]), [], [], pictures.evenly(range(args.steps + 1), 33)
     batch = n if len(shape) == 1 else args.sample_batch
     keys = list(range(n)) if keys is None else keys
     for start in range(0, n, batch):
@@ -325,7 +325,7 @@ def draw(net, condition, config, args, device, shape, keys=None):
         for i, (t, x, _) in enumerate(sample(denoise, normal(shape), args.steps, args.churn, normal)):
             if not bool(x.isfinite().all()):
                 raise FloatingPointError(f"the state blew up before t = {t:.4g}: the network is not a trained one")
-            if start == 0 and (i % max(1, args.steps // 32) == 0 or t == 0):
+            if start == 0 and i in shown:
                 film.append((t, x[: 36 if len(shape) > 1 else None]))
         out.append(x)
     return torch.cat(out), film
@@ -406,9 +406,9 @@ def exam(ema, config, source, device, out, step):
         return {"mmd2": reference.mmd2_to_mixture(x.double().numpy(), source)}
     image_grid(out / "training_samples.png", x, condition, config, f"after {step} steps")
     if config["data"] == "crystals":
-        return {"crystal_error": float(metrics.crystal_error(unit(x).double(), *condition).error.mean())}
+        return {"crystal_error": float(metrics.crystal_error(data.unit(x).double(), *condition).error.mean())}
     mmd2 = metrics.pixel_mmd2(x, real_images(source, n, config["seed"]))
-    return {"mmd2_pixels": mmd2} | (digit_frechet(x) if config["data"] == "mnist" else {})
+    return {"mmd2_pixels": mmd2} | ({"frechet": digit_frechet(x)} if config["data"] == "mnist" else {})
 
 
 def train(config, out, device, checkpoint=None):
@@ -442,7 +442,8 @@ def train(config, out, device, checkpoint=None):
                 total, since = 0.0, done
             if main and (done % config["save_every"] == 0 or last or stopped):
                 training.save_run(out, "dddm", config, done, net, ema, optimizer)
-                pictures.log_curves(out / "loss.png", log.lines)
+                exams = [(key, key) for key in (log.lines or [{}])[-1] if key not in ("step", "loss", "seconds")]
+                pictures.loss_curve(out / "loss.png", log.lines, pictures.LOSS, *exams)
                 board.add(done, {}, {f"plots/{p.stem}": p for p in sorted(out.glob("*.png"))})
             if stopped:
                 raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
@@ -541,18 +542,13 @@ def sample_points(net, config, args, out, device):
 # ------------------------------------------------------------------------------------------------------ the job: images
 
 
-def unit(x):
-    """[-1, 1] to [0, 1], clipped."""
-    return ((x.float() + 1) / 2).clamp(0, 1)
-
-
 def image_grid(path, x, condition, config, title):
     kind, theta = (c[:36] for c in condition)
     if config["data"] == "crystals":
         captions = [metrics.caption(*case) for case in zip(kind, theta, strict=True)]
     else:
         captions = [f"class {k}" for k in kind.tolist()]
-    pictures.captioned_grid(path, unit(x[:36]).movedim(1, 3).squeeze(3).numpy(), captions, title)
+    pictures.captioned_grid(path, data.unit(x[:36]).movedim(1, 3).squeeze(3).numpy(), captions, title)
 
 
 def real_images(source, n, seed):
@@ -565,13 +561,13 @@ def sample_images(net, config, args, out, device):
     x, film = draw(net, condition, config, args, device, shape_of(config))
     seconds, (kind, theta) = clock(), condition
     result = {"n": args.n, "seconds": seconds, "ms_per_image": 1000 * seconds / args.n}
-    training.save_npz(out / "samples.npz", x=unit(x).numpy(), kind=kind.numpy(), theta=theta.numpy())
+    training.save_npz(out / "samples.npz", x=data.unit(x).numpy(), kind=kind.numpy(), theta=theta.numpy())
     if config["data"] == "crystals":
-        frames = [pictures.grid_image(unit(y)[:, 0].numpy(), 6) for _, y in film]
+        frames = [pictures.grid_image(data.unit(y)[:, 0].numpy(), 6) for _, y in film]
         save_gif(frames, out / "sampling.gif", duration=0.3)
-        numbers, fit, truth = metrics.crystal_report(unit(x), kind, theta, seed=args.seed)
+        numbers, fit, truth = metrics.crystal_report(data.unit(x), kind, theta, seed=args.seed)
         captions = [metrics.caption(*c) for c in zip(fit.kind[:36], fit.theta[:36], fit.aspect[:36], strict=True)]
-        tiles = unit(x)[:36, 0].numpy(), truth[:36, 0].numpy()
+        tiles = data.unit(x)[:36, 0].numpy(), truth[:36, 0].numpy()
         pictures.captioned_grid(out / "samples.png", tiles, captions, "left: sample    right: nearest true crystal")
         return result | numbers
     image_grid(out / "samples.png", x, condition, config, f"{config['data']}, {args.steps} steps")
@@ -581,21 +577,20 @@ def sample_images(net, config, args, out, device):
     found, floor = result["mmd2_pixels"], result["mmd2_pixels_floor"]
     print(f"MMD^2 of pixels {found:.2e}; real against real {floor:.2e} (n = {args.n})")
     if args.data == "mnist":
-        result |= digit_frechet(x)
-        print(f"Frechet distance in a classifier's features {result['frechet']:.2f} (n = {args.n}); "
-              f"real against real {result['frechet_floor']:.2f} (n = 10,000)")
+        result |= {"frechet": digit_frechet(x), "frechet_floor": digit_frechet(other)}
+        print(f"Frechet distance in a classifier's features {result['frechet']:.2f}; real against real "
+              f"{result['frechet_floor']:.2f} (n = {args.n}, against 10,000 test digits)")
     if args.fid:
-        result["fid"] = metrics.inception_fid(unit(x), unit(real_images(source, len(source[0]), 0)))
+        result["fid"] = metrics.inception_fid(data.unit(x), data.unit(real_images(source, len(source[0]), 0)))
         print(f"FID {result['fid']:.2f} (n = {args.n})")
     return result
 
 
 def digit_frechet(x):
-    """Frechet distance of digits in the features of the judge of vae_gan.py, and its floor at 10,000.  Not FID."""
+    """Frechet distance of digits [N, 1, 28, 28] in the features of the judge of vae_gan.py.  It is not FID."""
     judge, real = vae_gan.load_judge(training.SHIPPED / "mnist_judge.pt")
-    _, features = vae_gan.judge_of(judge, unit(x))
-    return {"frechet": metrics.frechet(features, real["mean"], real["cov"]),
-            "frechet_floor": real["said"]["frechet_floor"]}
+    _, features = vae_gan.judge_of(judge, data.unit(x))
+    return metrics.frechet(features, real["mean"], real["cov"])
 
 
 # ----------------------------------------------------------------------------------------------------- the command line
@@ -657,7 +652,8 @@ def settle(args, given, checkpoint):
     if checkpoint:
         training.take_model_flags(args, given, checkpoint, MODEL_FLAGS)
     points = args.data in POINTS
-    for key, value in DEFAULTS["points" if points else args.data].items():
+    kind = "points" if points else args.data
+    for key, value in DEFAULTS[kind].items():
         if getattr(args, key) is None:
             setattr(args, key, value)
     if args.m < 2 and args.lam > 0:
@@ -668,7 +664,7 @@ def settle(args, given, checkpoint):
         raise ValueError(f"images of {args.img_size} pixels do not divide into patches of --patch {args.patch}")
     if args.shared > args.depth:
         raise ValueError(f"--shared {args.shared} is more than --depth {args.depth}")
-    if args.data != "crystals" and ("img_size" in given and not checkpoint or args.theta is not None):
+    if args.data != "crystals" and (args.img_size != DEFAULTS[kind]["img_size"] or args.theta is not None):
         raise ValueError("--img-size and --theta are for crystals")
     if points and args.kind is not None or args.data == "crystals" and (args.kind or 0) > 3:
         raise ValueError(f"--kind {args.kind}: crystals are of type 0 to 3, points of no type")

@@ -106,7 +106,7 @@ def sweep(args, out, frames=36):
     shape = (1, *[model.config["img_size"]] * 2)
     sampling = settings(sampler="dpmpp", steps=10)
     x, _ = vp_sde.draw(model.learned, condition, shape, sampling, model.schedule, keys=kind.tolist())
-    rows = vp_sde.unit(x)[:, 0].numpy().reshape(frames, 4, *shape[1:])
+    rows = data.unit(x)[:, 0].numpy().reshape(frames, 4, *shape[1:])
     save_gif([pictures.grid_image(row, 4, zoom=3) for row in rows], out / "theta_sweep.gif", duration=0.1, hold=1.0)
 
 
@@ -125,7 +125,7 @@ def strip(args, out, kind=1, theta=0.3, aspect=1.2, columns=9):
     captions = [f"{name}, t = {t:.3f}" for name in ("forward", "back", "x0 hat") for t, _, _ in film]
     title = (f"{metrics.caption(kind, theta)}.  Top: a true crystal dissolves, rightwards.  Middle: back from noise, "
              "leftwards, to a crystal of its own choice.  Bottom: x_0 as predicted there.")
-    pictures.captioned_grid(out / "strip.png", vp_sde.unit(tiles)[:, 0].numpy(), captions, title, columns)
+    pictures.captioned_grid(out / "strip.png", data.unit(tiles)[:, 0].numpy(), captions, title, columns)
 
 
 FIGURES = {"hero": hero, "sweep": sweep, "strip": strip, "letter": letter, "latent": latent, "priors": priors,

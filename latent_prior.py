@@ -30,11 +30,8 @@ DDPM: Ho et al. 2020 (arXiv 2006.11239).  DDIM: Song et al. 2021 (2010.02502).  
 
 import argparse
 import hashlib
-import io
 import math
-import pickle
-import zipfile
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +48,7 @@ import vae
 from make_gif import save_gif
 
 MODEL_FLAGS = ("T", "beta_start", "beta_end", "width", "t_emb_dim", "z_target")  # the checkpoint knows these
+BINS = "by t / T; above 0 at its best: no aspect is told", "bins"
 UNINFORMATIVE = 1e-4  # below this abar a few-step sampler spends no step: nothing of z_0 is left to see
 
 # --------------------------------------------------------------------------------------------------------- the schedule
@@ -206,16 +204,6 @@ def ddim(eps, z, indices, schedule, eta=0.0, noise=None):
     yield 0, z, z
 
 
-def ddim_encode(eps, z, indices, schedule):
-    """DDIM with eta = 0 backwards: from z_0 up through increasing indices.  The inverse as steps become many."""
-    s = 0
-    for t in indices:
-        (alpha, sigma), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
-        e = eps(z, max(s, 1))
-        z, s = alpha * (z - sigma_s * e) / alpha_s + sigma * e, t
-    return z
-
-
 # ---------------------------------------------------------------------------------------------------------- the latents
 
 
@@ -231,7 +219,7 @@ def load_vae(path, device):
     """The VAE of a checkpoint, its config and its fingerprint.  Its weights are rounded as in a shipped file."""
     path = Path(path) if Path(path).exists() else Path(__file__).parent / path
     checkpoint = training.load_checkpoint(path, "vae", vae.make_parser())
-    if missing := [key for key in (*vae.MODEL_FLAGS, "seed", "data_path") if key not in checkpoint["config"]]:
+    if missing := [key for key in (*vae.MODEL_FLAGS, "data_path") if key not in checkpoint["config"]]:
         raise ValueError(f"{path} does not say its {missing[0]}: it is damaged, or of another version")
     if vae.is_digits(checkpoint["config"]):
         raise ValueError(f"{path} is a VAE of digits: this prior is one of crystals")
@@ -263,20 +251,14 @@ def cached_latents(path, make, label):
 
     A stale, damaged or foreign file is replaced with a message; it is never used.
     """
-    path = Path(path)
-    if path.exists():
-        try:
-            with zipfile.ZipFile(path) as archive:
-                whole = archive.testzip() is None
-            cache = torch.load(path, map_location="cpu", weights_only=True) if whole else {}
-            if cache["label"] == label:
-                return cache["latents"]
-            print(f"the latents in {path} belong to another VAE or to other data: encoding again")
-        except (zipfile.BadZipFile, pickle.UnpicklingError, KeyError, TypeError, EOFError, RuntimeError, ValueError):
-            print(f"{path} is damaged or no latent cache: encoding again")
-    latents, buffer = make(), io.BytesIO()
-    torch.save({"label": label, "latents": latents}, buffer)
-    training.write_whole(path, buffer.getvalue())
+    if Path(path).exists():
+        cache = training.read_whole(path) or {}
+        if cache.get("label") == label:
+            return cache["latents"]
+        why = "belongs to another VAE or to other data" if "latents" in cache else "is damaged or no latent cache"
+        print(f"{path} {why}: encoding again")
+    latents = make()
+    training.save_checkpoint(path, {"label": label, "latents": latents})
     return latents
 
 
@@ -301,14 +283,6 @@ def loss_of(net, z0, condition, t, eps):
     """
     alpha, sigma = net.alpha[t, None], net.sigma[t, None]
     return (net.v(alpha * z0 + sigma * eps, t, condition) - (alpha * eps - sigma * z0)).square().mean(1)
-
-
-def update_ema(ema, net, decay, step):
-    """ema <- d ema + (1 - d) net for parameters, d rising to `decay`; buffers are copied: they are no average."""
-    d = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in net.parameters()], 1 - d)
-    for kept, new in zip(ema.buffers(), net.buffers(), strict=True):
-        kept.copy_(new)
 
 
 def train(config, out, device, latents, checkpoint=None):
@@ -343,7 +317,7 @@ def train(config, out, device, latents, checkpoint=None):
             norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             training.check_finite(loss.item() + norm.item(), step + 1, out)
             optimizer.step()
-            update_ema(ema, net, config["ema_decay"], step)
+            vae.update_ema(ema, net, config["ema_decay"], step)
 
             total, done, where = total + loss.item(), step + 1, ((t.cpu() - 1) * edges // T)
             counts = torch.bincount(where, minlength=edges)
@@ -356,35 +330,13 @@ def train(config, out, device, latents, checkpoint=None):
                 total, since, bins = 0.0, done, torch.zeros(2, edges)
             if done % config["save_every"] == 0 or done == config["train_steps"] or stop:
                 training.save_run(out, "latent_prior", config, done, net, ema, optimizer)
-                loss_curve(out / "loss.png", log.lines)
+                pictures.loss_curve(out / "loss.png", log.lines, pictures.LOSS, BINS)
             if stop:
                 raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
     return ema
 
 
-def loss_curve(path, lines):
-    """A PNG of the training loss, and of the same in eight stretches of the chain."""
-    if not lines:
-        return
-    figure, (left, right) = pictures.plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    step = [line["step"] for line in lines]
-    left.semilogy(step, [line["loss"] for line in lines])
-    left.set(xlabel="step", title="training loss, mean since the last point")
-    for i, name in enumerate(lines[-1]["bins"]):
-        right.semilogy(step, [line["bins"][name] for line in lines], color=pictures.plt.cm.viridis(i / 8), label=name)
-    right.set(xlabel="step", title="by t / T; above 0 at its best: no aspect is told")
-    right.legend(fontsize=7, ncols=2)
-    pictures.save_figure(path, figure)
-
-
 # --------------------------------------------------------------------------------------------------------- the sampling
-
-
-def endless_noise(seed, keys, shape):
-    """Standard normals [N, *shape], one after the other; row i from a generator of (seed, keys[i])."""
-    generators = [training.generator(seed, key) for key in keys]
-    while True:
-        yield training.noise_of(generators, shape)
 
 
 @torch.no_grad()
@@ -395,7 +347,8 @@ def draw(net, condition, args, device, keys=None):
     """
     n, indices, film = len(condition.kind), net.schedule.indices(args.steps), []
     shown, keys = pictures.evenly(range(len(indices) + 1), 32), keys or range(n)
-    noise = endless_noise(args.seed, keys, net.mean.shape)
+    generators = [training.generator(args.seed, key) for key in keys]
+    noise = (training.noise_of(generators, net.mean.shape) for _ in count())  # again and again
     eps = guided(eps_of(net, device, args.precision), condition, args.cfg)
     moments = ddim(eps, next(noise), indices, net.schedule, args.eta, noise)
     with tqdm(total=len(indices), desc="sampling", unit="step", dynamic_ncols=True) as bar:
@@ -435,8 +388,8 @@ def sample(net, vae_net, vae_config, args, out, device):
         print(f"{name}:")
         told = () if prior == "diffusion" and args.cfg == 0 else (kind, theta)
         result[prior], fit, truth = metrics.crystal_report(x[prior], *told, seed=args.seed)
-        nearest = fit if not told else metrics.crystal_error(x[prior][:36])
-        result[prior]["error_nearest_of_any"] = float(nearest.error.mean())  # of the first 36: a slow search
+        nearest = metrics.crystal_error(x[prior][:36]) if told else fit  # a slow search, so of the first 36 only
+        result[prior]["error_nearest_of_any"] = float(nearest.error[:36].mean())
         rows.append(f"{name:16}" + "".join(f"{result[prior].get(key, math.nan):14.5f}" for key in COLUMNS))
     print(" " * 16 + "".join(f"{title:>14}" for title in COLUMNS.values()) + f"      (n = {args.n})")
     floors = [result["mop"][f"{key}_floor"] for key in ("crystal_error", "crystal_error", "mass_w1", "fft_radial_l2")]
@@ -451,7 +404,7 @@ def sample(net, vae_net, vae_config, args, out, device):
     return result | {"seconds": clock()}
 
 
-COLUMNS = {"crystal_error_mean": "crystal error", "error_nearest_of_any": "nearest any", "mass_w1": "mass_w1",
+COLUMNS = {"crystal_error_mean": "crystal error", "error_nearest_of_any": "any, first 36", "mass_w1": "mass_w1",
            "fft_radial_l2": "fft_radial_l2"}
 
 # ----------------------------------------------------------------------------------------------------- the command line
@@ -513,8 +466,8 @@ def settle_vae(args, vae_config, found, own):
     if args.z_dim not in (None, vae_config["z_dim"]):
         raise ValueError(f"--z-dim {args.z_dim} contradicts the VAE in {args.vae}, which has {vae_config['z_dim']}")
     if args.vae_fingerprint not in (None, found):
-        raise ValueError(f"this prior was trained on another VAE than {args.vae}: on {own}; name it with --vae, or "
-                         "with --ckpt a prior that was trained on this one")
+        raise ValueError(f"this prior was trained on another VAE than {args.vae}: name its own{own} with "
+                         "--vae, or with --ckpt a prior that was trained on this one")
     args.z_dim, args.vae_fingerprint = vae_config["z_dim"], found
     if args.kind is not None and args.kind >= vae_config["n_types"]:
         raise ValueError(f"--kind {args.kind} is not among the {vae_config['n_types']} types of the VAE")
@@ -531,7 +484,7 @@ def main(argv=None):
         device = training.pick_device(args.device)
         args.precision = training.pick_precision(args.precision, device)
         vae_net, vae_config, found = load_vae(args.vae, device)
-        settle_vae(args, vae_config, found, checkpoint and checkpoint["config"].get("vae"))
+        settle_vae(args, vae_config, found, f", {checkpoint['config'].get('vae')}," if checkpoint else "")
         training.settle_epochs(args, given, args.n_latents)
         config = vars(args)
         net = None if args.train else training.load_net(build(config), checkpoint, args, device)
@@ -541,8 +494,9 @@ def main(argv=None):
         if args.train:
             training.save_json(out / "config.json", config)
             source = vae.load_source(vae_config)
-            content = hashlib.sha256(source["y_cont"].numpy()).hexdigest() if source else "on the fly"
-            label = dict(vae=found, data=content, n=args.n_latents, seed=vae_config["seed"], precision=args.precision)
+            content = b"".join(v.numpy().tobytes() for v in source.values()) if source else b"rendered on the fly"
+            label = dict(vae=found, data=hashlib.sha256(content).hexdigest(), n=args.n_latents, seed=vae_config["seed"],
+                         precision=args.precision)
             cache = args.latent_cache or out / "latents.pt"
             latents = cached_latents(
                 cache, lambda: encode_all(vae_net, vae_config, args.n_latents, device, args.precision), label)

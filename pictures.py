@@ -51,22 +51,34 @@ def captioned_grid(path, rows, captions, title="", columns=6):
     save_figure(path, figure)
 
 
-def loss_curve(path, lines):
-    """A PNG of the training loss and, where the log has them, of the held-out loss in bins of t."""
-    lines = [line for line in lines if "loss" in line]
-    if not lines:
+LOSS = "training loss, mean since the last point", "loss"
+BINS = "held-out score error, by time t (best possible: 0)", "bins"
+
+
+def curves_of(lines, keys):
+    """{name: [(step, value), ...]} of the lines of a log.  Key "bins" means all of that dict, "bins.0.1" one of it."""
+    curves = {}
+    for line in lines:
+        for outer, _, inner in (key.partition(".") for key in keys if key.partition(".")[0] in line):
+            values = line[outer] if isinstance(line[outer], dict) else {outer: line[outer]}
+            for name in [inner] if inner else values:
+                curves.setdefault(name, []).append((line["step"], values[name]))
+    return curves
+
+
+def loss_curve(path, lines, *panels):
+    """A PNG of what a log says, by step: a panel for each (title, key, key ...) of which it says anything."""
+    panels = [(title, curves) for title, *keys in panels or (LOSS, BINS) if (curves := curves_of(lines, keys))]
+    if not panels:
         return
-    places = dict(left=0.07, right=0.98, bottom=0.14, top=0.91, wspace=0.16)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), gridspec_kw=places)
-    x = [line["step"] for line in lines]
-    left.semilogy(x, [line["loss"] for line in lines], color="tab:blue")
-    left.set(xlabel="step", ylabel="training loss", title="training loss, mean since the last point")
-    bins = lines[-1].get("bins", {})
-    for i, name in enumerate(bins):
-        right.semilogy(x, [line["bins"][name] for line in lines], color=plt.cm.viridis(i / len(bins)), label=name)
-    right.set(xlabel="step", title="held-out score error, by time t (best possible: 0)")
-    if bins:
-        right.legend(fontsize=7, ncols=2)
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), layout="constrained", squeeze=False)
+    for ax, (title, curves) in zip(axes[0], panels, strict=True):
+        for i, (name, points) in enumerate(curves.items()):
+            ax.plot(*zip(*points, strict=True), color=plt.cm.viridis(i / len(curves)), label=name)
+        heights = [value for points in curves.values() for _, value in points]
+        ax.set(xlabel="step", title=title, yscale="log" if max(heights) > 5 * min(heights) > 0 else "linear")
+        if len(curves) > 1:
+            ax.legend(fontsize=7, ncols=2)
     save_figure(path, figure)
 
 
@@ -82,22 +94,6 @@ def grid_image(tiles, columns, zoom=1):
 def evenly(times, n):
     """Indices of at most n of the times, spread evenly over them, ends included."""
     return set(np.linspace(0, len(times) - 1, min(n, len(times))).round().astype(int).tolist())
-
-
-def unit(x):
-    """[-1, 1] to [0, 1], clipped, one channel: float32 [N, H, W]."""
-    return ((x[:, 0] + 1) / 2).clamp(0, 1).numpy()
-
-
-def log_curves(path, lines):
-    """loss.png: the training loss, and what the exams found."""
-    names = [k for k in lines[-1] if k not in ("step", "seconds")] if lines else []
-    figure, axes = plt.subplots(1, max(1, len(names)), figsize=(10, 3.6), layout="constrained", squeeze=False)
-    for ax, name in zip(axes[0], names, strict=False):
-        ax.plot([line["step"] for line in lines], [line[name] for line in lines], color="#1f4e79")
-        ax.set(xlabel="step", title="training loss, mean since the last point" if name == "loss" else name)
-        ax.set_yscale("linear" if name == "loss" else "symlog" if min(x[name] for x in lines) <= 0 else "log")
-    save_figure(path, figure)
 
 
 def error_by_steps(path, steps, table, floor):

@@ -61,14 +61,7 @@ def number(kind=float, low=-math.inf, high=math.inf, open_low=False, open_high=F
     return parse
 
 
-def count(text):
-    """An argparse type: a whole number of at least 1."""
-    return number(int, 1, 10**9)(text)
-
-
-def positive(text):
-    """An argparse type: a finite number above 0."""
-    return number(float, 0, 1e9, open_low=True)(text)
+count, positive = number(int, 1, 10**9), number(float, 0, 1e9, open_low=True)  # types of many flags
 
 
 def side(text):
@@ -286,7 +279,7 @@ def run_folder(args, script: str, name: str) -> Path:
 
 
 def close_run(out, config, result):
-    """The last files of a run.  config.json only now: a run that fails leaves the folder as it was."""
+    """The last files of a run: metrics.json, and the config, so that a sampling that fails leaves the old one."""
     save_json(out / "metrics.json", result)
     save_json(out / "config.json", config)
     print("wrote " + ", ".join(sorted(p.name for p in out.iterdir())) + f" in {out}")
@@ -308,6 +301,17 @@ def save_checkpoint(path, checkpoint: dict):
     write_whole(path, buffer.getvalue())
 
 
+def read_whole(path):
+    """The dict that torch saved in a file; None where the file is damaged, or holds anything else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None  # every checksum: torch itself would load a flipped bit
+        found = torch.load(path, map_location="cpu", weights_only=True) if whole else None
+    except Exception:  # a damaged file raises whatever its first bad byte leads to
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def load_checkpoint(path, script=None, parser=None) -> dict:
     """The checkpoint in a file or run folder, made by `script` (None: by any); its parser, if given, checks the config.
 
@@ -317,17 +321,11 @@ def load_checkpoint(path, script=None, parser=None) -> dict:
     path = path / "last.pt" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; make one with --train, or name one with --ckpt")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            whole = archive.testzip() is None  # every checksum: torch itself would load a flipped bit
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True) if whole else {}
-        kinds = dict(script=str, step=int, config=dict, ema=dict)
-        whole = all(isinstance(checkpoint[key], kind) for key, kind in kinds.items())
-        made_by, config = checkpoint["script"], checkpoint["config"]
-    except Exception:  # a damaged file raises whatever its first bad byte leads to
-        whole = False
-    if not whole:
+    checkpoint, kinds = read_whole(path) or {}, dict(script=str, step=int, config=dict, ema=dict)
+    whole = all(isinstance(checkpoint.get(key), kind) for key, kind in kinds.items())
+    if not whole or type(checkpoint["config"].get("seed")) is not int:
         raise ValueError(f"{path} is damaged, cut short or no checkpoint of this project")
+    made_by, config = checkpoint["script"], checkpoint["config"]
     if made_by != (script or made_by):
         raise ValueError(f"{path} was made by {made_by}.py, not by {script}.py")
     if parser:
@@ -425,6 +423,8 @@ def processes() -> int:
 def process_group(device):
     """Joins the processes that torchrun started; without torchrun does nothing."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # what nccl works on
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
@@ -441,19 +441,9 @@ def my_share(n) -> slice:
     return slice(rank() * share, (rank() + 1) * share) if processes() > 1 else slice(0, n)
 
 
-class Together(DistributedDataParallel):
-    """The network wrapped, with the attributes of the one inside."""
-
-    def __getattr__(self, name):
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("module"), name)
-
-
 def share_gradients(net):
     """The network as the loss is to call it: after backward() every process holds the mean of all gradients."""
-    return Together(net) if processes() > 1 else net
+    return DistributedDataParallel(net) if processes() > 1 else net
 
 
 def mean_over_processes(value: float) -> float:
@@ -564,7 +554,8 @@ class Board:
 
 def need_package(flag, package):
     """Raises ValueError where an optional package is missing."""
-    if importlib.util.find_spec(package.partition("[")[0]) is None:
+    names = {"torchmetrics[image]": ("torchmetrics", "torch_fidelity")}.get(package, (package,))
+    if not all(map(importlib.util.find_spec, names)):
         raise ValueError(f"{flag} needs a package that is not installed: pip install '{package}'")
 
 
@@ -573,10 +564,7 @@ def finish_the_step():
     """Ctrl-C, or a polite kill: the list yielded is no longer empty, and the loop saves before it stops.  More of them,
     say from a user who sees it saving, change nothing."""
     stop = []
-    try:
-        old = {s: signal.signal(s, lambda *_: stop.append(1)) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread, where Python delivers signals: nothing to arrange
-        old = {}
+    old = {s: signal.signal(s, lambda *_: stop.append(1)) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
@@ -592,7 +580,7 @@ def steps(start, total, unit="step"):
 
 
 def check_finite(value, step, out):
-    """Called before the weights are touched.  value: the loss, or better the loss plus the norm of its gradient."""
+    """Called before the optimizer's step.  value: the loss, or better the loss plus the norm of its gradient."""
     if not math.isfinite(value):
         last = Path(out, "last.pt")
         kept = f"the last good checkpoint is {last}" if last.exists() else "nothing was saved yet"

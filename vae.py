@@ -42,6 +42,8 @@ import training
 
 MODEL_FLAGS = ("mode", "img_size", "n_types", "uncond", "z_dim", "beta")  # the checkpoint knows these
 DIGITS = {"z_dim": 2, "beta": 0.2}  # the defaults that differ with --data mnist
+CURVES = (("training, z drawn: squared error per pixel", "mse_per_pixel"), ("KL, nats an image", "kl_nats"),
+          ("held out, averaged weights, mean z: RMSE per pixel", "held_out.reconstruction_rmse"))
 EXAM, HELD_OUT, PROBED = 256, 512, 2048  # held-out images: while training, for the report, for what a latent knows
 
 # ---------------------------------------------------------------------------------------------------------- the network
@@ -235,7 +237,7 @@ def load_source(config):
     if is_digits(config):
         x_u8, labels = data.load_mnist(config["data_dir"], train=True)
         return {"x_u8": x_u8, "y_cat": labels, "y_cont": torch.zeros(len(labels), 4)}
-    return data.load_built(config["data_path"]) if config["data_path"] else None
+    return data.load_built(config["data_path"]) if config.get("data_path") else None
 
 
 def training_batch(config, step, source, n, held_out=False):
@@ -328,26 +330,10 @@ def train(config, out, device, checkpoint=None):
                 sums, since = {}, done
             if done % config["save_every"] == 0 or done == config["train_steps"] or stop:
                 training.save_run(out, "vae", config, done, net, ema, optimizer)
-                loss_curve(out / "loss.png", log.lines)
+                pictures.loss_curve(out / "loss.png", log.lines, *CURVES)
             if stop:
                 raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
     return ema
-
-
-def loss_curve(path, lines):
-    """A PNG of the terms of the loss: error per pixel of training and held-out crystals, and the KL."""
-    if not lines:
-        return
-    figure, (left, right) = pictures.plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    step = [line["step"] for line in lines]
-    left.semilogy(step, [math.sqrt(line["mse_per_pixel"]) for line in lines], label="training, z drawn")
-    held_out = [line["held_out"]["reconstruction_rmse"] for line in lines]
-    left.semilogy(step, held_out, label="held out, averaged weights, mean z")
-    left.set(xlabel="step", ylabel="RMSE per pixel", title="reconstruction")
-    left.legend(fontsize=8)
-    right.plot(step, [line["kl_nats"] for line in lines], color="tab:red")
-    right.set(xlabel="step", ylabel="nats per image", title="KL(q(z | x, c) || N(0, I)), summed over latents")
-    pictures.save_figure(path, figure)
 
 
 # --------------------------------------------------------------------------------------------------------- the sampling
@@ -617,8 +603,8 @@ def main(argv=None):
         args, given = training.parse(parser, argv)
         which, digits = "uncond" if args.uncond else "cond", args.data == "mnist"
         if digits:
-            chosen = given | set(training.read_config(args.config) if args.config else ())
-            vars(args).update({key: value for key, value in DIGITS.items() if key not in chosen})
+            parser.set_defaults(**DIGITS)
+            args, given = training.parse(parser, argv)
         checkpoint = training.open_checkpoint(args, given, "vae", "vae_mnist.pt" if digits else f"vae_{which}.pt")
         if checkpoint:
             checkpoint["config"].setdefault("data", "crystals")  # older than the digits

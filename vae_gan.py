@@ -9,8 +9,10 @@
 
     python vae_gan.py --compare
 
-draws 10,000 samples from each scheme with the checkpoints that ship, and writes compare.png, metrics.json and
-config.json to outputs/vae_gan/mnist_compare_seed0/, in about a minute.  Other lessons:
+draws 10,000 samples from each scheme with the checkpoints that ship, and writes compare.png, samples_simple.npz and
+samples_composite.npz, metrics.json and config.json to outputs/vae_gan/mnist_compare_seed0/, in about a minute.
+
+Other lessons:
 
     python vae_gan.py --train --config configs/mnist_composite.json           train (downloads MNIST), then sample
     python vae_gan.py --train --scheme simple                                 the same network without the adversary
@@ -51,6 +53,9 @@ GAIN = 40  # of the logits of D
 RAMP = 500  # steps over which the adversary's weight rises, once it has started
 LOOK_WIDTH, LOOK_STEPS = 16, 500  # the perceptual network
 JUDGE_WIDTH, JUDGE_STEPS, N_JUDGED = 24, 1500, 10_000  # the held-out classifier, and the real digits it is shown
+CURVES = (("squared error per pixel: in training, of test digits", "mse_per_pixel", "held_out_mse"),
+          ("what D calls real: 0.5 where it cannot tell", "d_real", "d_fake"),
+          ("adaptive weight w of the adversary", "adversarial_weight"))
 SURE = 0.9  # a sample that the judge calls a digit with more than this probability counts as one
 
 # ---------------------------------------------------------------------------------------------------------- the network
@@ -90,7 +95,7 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Encoder and decoder, 1.9 M parameters."""
+    """Encoder and decoder, 1.7 M parameters."""
 
     def __init__(self, z_dim=12):
         super().__init__()
@@ -285,30 +290,10 @@ def train(config, out, device, checkpoint=None):
             if done % config["save_every"] == 0 or done == config["train_steps"] or stop:
                 more = dict(critic=critic.state_dict(), critic_optimizer=critic_optimizer.state_dict())
                 training.save_run(out, "vae_gan", config, done, net, ema, optimizer, **(more if composite else {}))
-                loss_curve(out / "loss.png", log.lines)
+                pictures.loss_curve(out / "loss.png", log.lines, *CURVES)
             if stop:
                 raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
     return ema
-
-
-def loss_curve(path, lines):
-    """A PNG: squared error of training and test digits; what D says; the weight of the adversary."""
-    if not lines:
-        return
-    figure, (left, middle, right) = pictures.plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    step, fought = [line["step"] for line in lines], [line for line in lines if "d_real" in line]
-    left.semilogy(step, [line["mse_per_pixel"] for line in lines], label="training, z drawn")
-    left.semilogy(step, [line["held_out_mse"] for line in lines], label="test, averaged weights, mean z")
-    left.set(xlabel="step", ylabel="mean squared error per pixel", title="reconstruction")
-    left.legend(fontsize=8)
-    for key, label in (("d_real", "D(real)"), ("d_fake", "D(fake)")):
-        middle.plot([line["step"] for line in fought], [line[key] for line in fought], label=label)
-    middle.set(xlabel="step", ylim=(0, 1), title="what D calls real: 0.5 where it cannot tell")
-    right.plot([line["step"] for line in fought], [line["adversarial_weight"] for line in fought], color="tab:red")
-    right.set(xlabel="step", title="adaptive weight w of the adversary")
-    if fought:
-        middle.legend(fontsize=8)
-    pictures.save_figure(path, figure)
 
 
 # ----------------------------------------------------------------------------------------------------------- the judge
@@ -459,7 +444,7 @@ def make_parser():
         help="weight a of the adversary, beside the adaptive one; 0 switches it off (default %(default)s)")
     add("--adversarial-cap", type=training.positive, default=20.0, help="cap of w (default %(default)s)")
     add("--critic-start", type=training.number(int, 0, 10**9), default=500, metavar="STEPS",
-        help="the adversary is frozen for so many steps, then its weight rises for as many (default %(default)s)")
+        help=f"the adversary is frozen for so many steps, then its weight rises for {RAMP} (default %(default)s)")
     add("--critic-lr", type=training.positive, default=2e-3, help="learning rate of D (default %(default)s)")
     add = parser.add_argument_group("sampling").add_argument
     add("--n", "--n-samples", type=training.number(int, 2, 10**7), default=10_000,
@@ -490,7 +475,9 @@ def opened(args, given):
         found[scheme] = training.load_checkpoint(path, "vae_gan", args.parser)
         if found[scheme]["config"].get("scheme") != scheme:
             raise ValueError(f"{path} is of the scheme {found[scheme]['config'].get('scheme')}, not {scheme}")
-    z_dims = [checkpoint["config"]["z_dim"] for checkpoint in found.values()]
+    z_dims = [checkpoint["config"].get("z_dim") for checkpoint in found.values()]
+    if None in z_dims:
+        raise ValueError("one of the two checkpoints does not say its z_dim: it is damaged, or of another version")
     if z_dims[0] != z_dims[1]:
         raise ValueError(f"the two networks have {z_dims[0]} and {z_dims[1]} latents: no fair comparison")
     return found

@@ -107,7 +107,7 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """v_theta(x_t, t, c) for images [N, 1, H, W], H a multiple of 16; 2.2 M parameters, three resolutions.
+    """v_theta(x_t, t, c) for images [N, 1, H, W], H a multiple of 16; 2.7 M parameters, three resolutions.
 
     It works on 4 x 4 cells of pixels, which makes it cheap enough for a laptop.  It has to know where it is, because
     the lattice is laid out around the image centre: zero padding would tell only the border, so every cell gets its
@@ -305,7 +305,7 @@ def training_batch(config, step, source, n, held_out=False):
 
 def loss_of(net, x0, condition, t, eps):
     """Mean square of v - v_theta, v = alpha eps - sigma x_0: the error of eps over alpha^2, or of x_0 over sigma^2."""
-    alpha, sigma = (like(a, x0) for a in net.schedule.alpha_sigma(t))
+    alpha, sigma = (like(a, x0) for a in getattr(net, "module", net).schedule.alpha_sigma(t))  # DDP wraps it
     v = alpha * eps - sigma * x0
     return (net(alpha * x0 + sigma * eps, t, condition) - v).square().mean()
 
@@ -440,11 +440,6 @@ def draw(eps, condition, shape, args, schedule, keys=None):
     return out, film
 
 
-def unit(x):
-    """[-1, 1] to [0, 1], clipped: [N, 1, H, W]."""
-    return ((x.float() + 1) / 2).clamp(0, 1)
-
-
 def training_samples(eps, config, schedule, out, step):
     """training_samples.png: how far it has come, by ten calls of DPM-Solver++(2M) with the averaged weights."""
     how = argparse.Namespace(sampler="dpmpp", steps=10, grid="logsnr", t_end=0.005, cfg=1.0, seed=config["seed"],
@@ -452,7 +447,7 @@ def training_samples(eps, config, schedule, out, step):
     condition = data.asked_for(36, mode=config["mode"], n_types=config["n_types"])
     x, _ = draw(eps, condition, (1, config["img_size"], config["img_size"]), how, schedule)
     captions = [metrics.caption(*case) for case in zip(condition.kind, condition.cont[:, 1], strict=True)]
-    pictures.captioned_grid(out / "training_samples.png", unit(x)[:, 0].numpy(), captions, f"after {step} steps")
+    pictures.captioned_grid(out / "training_samples.png", data.unit(x)[:, 0].numpy(), captions, f"after {step} steps")
 
 
 def sample_crystals(eps, config, args, out, schedule):
@@ -463,9 +458,10 @@ def sample_crystals(eps, config, args, out, schedule):
     condition = data.asked_for(args.n, args.kind, args.theta, config["mode"], config["n_types"])
     clock, size = training.stopwatch(), config["img_size"]
     x, film = draw(eps, condition, (1, size, size), args, schedule)
-    seconds, x, kind, theta = clock(), unit(x), condition.kind, condition.cont[:, 1]
+    seconds, x, kind, theta = clock(), data.unit(x), condition.kind, condition.cont[:, 1]
     training.save_npz(out / "samples.npz", x=x.numpy(), kind=kind.numpy(), theta=theta.numpy())
-    save_gif([pictures.grid_image(unit(x_t)[:, 0].numpy(), 6) for _, x_t, _ in film], out / "reverse_diffusion.gif")
+    frames = [pictures.grid_image(data.unit(x_t)[:, 0].numpy(), 6) for _, x_t, _ in film]
+    save_gif(frames, out / "reverse_diffusion.gif")
     if config["mode"] == "full" and args.cfg == 0:  # no closed form for what is missing and what is displaced
         pictures.captioned_grid(out / "samples.png", x[:36, 0], [""] * len(x[:36]), "samples, mode full")
         result = {}
