@@ -406,10 +406,8 @@ ABOUT_PRIORS = [reconstruction, posteriors, diffusion, normal,
 @cache
 def drawn_by(name):
     """What dddm.py needs to draw with a checkpoint: network, its config, device, precision."""
-    path, device = training.SHIPPED / f"dddm_{name}.pt", training.pick_device("auto")
-    checkpoint = training.load_checkpoint(path, "dddm", dddm.make_parser())
-    net = training.load_weights(dddm.build(checkpoint["config"]), checkpoint["ema"], path).to(device).eval()
-    return net, checkpoint["config"], device, training.pick_precision("auto", device)
+    device = training.pick_device("auto")
+    return *dddm.shipped(name, device), device, training.pick_precision("auto", device)
 
 
 @cache

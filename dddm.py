@@ -493,14 +493,12 @@ def posteriors(net, config, gmm, device, precision, seed=0, draws=4096):
     return out
 
 
-def baseline_of(args, device):
-    """The ordinary diffusion that ships for these points (--beta 2 --lam 0, trained alike), or None."""
-    path = training.SHIPPED / f"dddm_{args.data}_mean.pt"
-    if not path.exists():
-        return None
+def shipped(name, device):
+    """A network that ships, ready to draw from, and its config."""
+    path = training.SHIPPED / f"dddm_{name}.pt"
     checkpoint = training.load_checkpoint(path, "dddm", make_parser())
-    net = training.load_weights(build(checkpoint["config"]), checkpoint["ema"], path).to(device).eval()
-    return points_drawer(net, checkpoint["config"], args.n, args.seed, args.precision, device)
+    net = training.load_weights(build(checkpoint["config"]), checkpoint["ema"], path)
+    return net.to(device).eval(), checkpoint["config"]
 
 
 def sample_points(net, config, args, out, device):
@@ -514,8 +512,10 @@ def sample_points(net, config, args, out, device):
     film = [(t, y.double().numpy()) for t, y in draw(net, condition, config, slow, device, (2,))[1]]
     save_gif(list(reference.draw(film, gmm, "learned posterior, 32 steps")), out / "sampling.gif", duration=0.1)
     mine = points_drawer(net, config, args.n, args.seed, args.precision, device)
-    ordinary, rng = baseline_of(args, device), np.random.default_rng([args.seed, 3])
-    means = {"ordinary diffusion, trained alike": (ordinary, (0, 1))} if ordinary else {}
+    ordinary, rng, means = mean_of(gmm), np.random.default_rng([args.seed, 3]), {}
+    if args.data == "mixture":  # one that was trained alike, with --beta 2 --lam 0, ships
+        ordinary = points_drawer(*shipped("mixture_mean", device), args.n, args.seed, args.precision, device)
+        means = {"ordinary diffusion, trained alike": (ordinary, (0, 1))}
     rows = {"this network": (mine, (args.churn,)), "exact posterior draws": (exact_drawer(gmm, rng), (args.churn,))}
     rows |= means | {"ordinary diffusion, exact mean": (mean_of(gmm), (0, 1))}
     table = compare(rows, gmm, args.n, args.seed)
@@ -524,9 +524,8 @@ def sample_points(net, config, args, out, device):
     for name, values in table.items():
         print(f"{name:34}" + "".join(f"{v:10.1e}" for v in values))
     pictures.error_by_steps(out / "comparison.png", STEPS, table, 1.7e-4 * 4096 / args.n)
-    other = ordinary or mean_of(gmm)
     clouds = {f"this network, {k} step{'s' * (k > 1)}": cloud(mine, args.n, k, args.churn, args.seed) for k in (1, 4)}
-    clouds |= {f"ordinary, {k} steps": cloud(other, args.n, k, 1, args.seed) for k in (4, 16)}
+    clouds |= {f"ordinary, {k} steps": cloud(ordinary, args.n, k, 1, args.seed) for k in (4, 16)}
     pictures.clouds(out / "samples.png", clouds | {"exact samples": gmm.sample(args.n, rng)}, gmm)
     found = posteriors(net, config, gmm, device, args.precision)
     pictures.posteriors(out / "posterior.png", found)
