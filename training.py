@@ -323,7 +323,7 @@ def load_checkpoint(path, script=None, parser=None) -> dict:
         raise ValueError(f"there is no checkpoint {path}; make one with --train, or name one with --ckpt")
     checkpoint, kinds = read_whole(path) or {}, dict(script=str, step=int, config=dict, ema=dict)
     whole = all(isinstance(checkpoint.get(key), kind) for key, kind in kinds.items())
-    if not whole or type(checkpoint["config"].get("seed")) is not int:
+    if not whole or (parser and type(checkpoint["config"].get("seed")) is not int):
         raise ValueError(f"{path} is damaged, cut short or no checkpoint of this project")
     made_by, config = checkpoint["script"], checkpoint["config"]
     if made_by != (script or made_by):
