@@ -431,7 +431,7 @@ def make_parser():
     add("--data-dir", metavar="DIR", default="data",
         help="folder that holds MNIST/raw, or that it is downloaded to (default %(default)s)")
     add("--z-dim", type=training.number(int, 1, 1024), default=12, help="latents (default %(default)s)")
-    add("--beta", type=training.number(float, 0, 1e6, open_low=True), default=1.5,
+    add("--beta", type=training.number(float, 0, 1e6, open_low=True), default=2.0,
         help="weight of the KL beside the squared error of an image; pixel variance is beta / 2 (default %(default)s)")
     add("--beta-warmup", type=training.number(int, 0, 10**9), default=500, metavar="STEPS",
         help="beta rises from 0 over so many steps (default %(default)s)")
@@ -442,7 +442,7 @@ def make_parser():
         help="weight p of the perceptual distance; 0 switches it off (default %(default)s)")
     add("--adversarial", type=training.number(float, 0, 1e6), default=1.0,
         help="weight a of the adversary, beside the adaptive one; 0 switches it off (default %(default)s)")
-    add("--adversarial-cap", type=training.positive, default=20.0, help="cap of w (default %(default)s)")
+    add("--adversarial-cap", type=training.positive, default=100.0, help="cap of w (default %(default)s)")
     add("--critic-start", type=training.number(int, 0, 10**9), default=500, metavar="STEPS",
         help=f"the adversary is frozen for so many steps, then its weight rises for {RAMP} (default %(default)s)")
     add("--critic-lr", type=training.positive, default=2e-3, help="learning rate of D (default %(default)s)")
