@@ -535,6 +535,27 @@ def test_wandb_gets_numbers_and_pictures_under_their_names(tmp_path, capsys, mon
     assert [step for step, values in lines if "train/loss" in values] == [2, 4]
 
 
+# --------------------------------------------------------------------------------------------------------- what ships
+
+
+@pytest.mark.parametrize("name", ["mixture", "S", "circle"])
+def test_four_steps_of_what_ships(name):
+    net, config = dddm.shipped(name, torch.device("cpu"))
+    gmm, n, mmd2 = dddm.load_source(config), 1024, []
+    for seed in range(4):
+        denoise = dddm.points_drawer(net, config, n, seed, "float32", torch.device("cpu"))
+        mmd2.append(reference.mmd2_to_mixture(dddm.cloud(denoise, n, 4, 1.0, seed), gmm))
+    assert np.mean(mmd2) < 2e-3  # exact samples: 0, and 3e-4 for the mean of four
+
+
+def test_eight_steps_of_what_ships(tmp_path, capsys):
+    dddm.main(["--data", "crystals", "--device", "cpu", "--out", str(tmp_path)])
+    assert json.loads((tmp_path / "metrics.json").read_text())["crystal_error_mean"] < 0.025
+
+
+# ------------------------------------------------------------------------------------------------------------ mistakes
+
+
 def bad(tmp_path, capsys, *flags):
     """The one line of complaint, and nothing written."""
     out = tmp_path / "out"
