@@ -431,7 +431,7 @@ def make_parser():
     add("--data-dir", metavar="DIR", default="data",
         help="folder that holds MNIST/raw, or that it is downloaded to (default %(default)s)")
     add("--z-dim", type=training.number(int, 1, 1024), default=12, help="latents (default %(default)s)")
-    add("--beta", type=training.number(float, 0, 1e6, open_low=True), default=2.0,
+    add("--beta", type=training.number(float, 0, 1e6, open_low=True), default=3.0,
         help="weight of the KL beside the squared error of an image; pixel variance is beta / 2 (default %(default)s)")
     add("--beta-warmup", type=training.number(int, 0, 10**9), default=500, metavar="STEPS",
         help="beta rises from 0 over so many steps (default %(default)s)")
