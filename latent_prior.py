@@ -251,7 +251,7 @@ def cached_latents(path, make, label):
 
     A stale, damaged or foreign file is replaced with a message; it is never used.
     """
-    if Path(path).exists():
+    if Path(path).is_file():
         cache = training.read_whole(path) or {}
         if cache.get("label") == label:
             return cache["latents"]

@@ -572,6 +572,8 @@ def parse_args(argv):
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parser.parse_args(argv)
     if args.config:  # its settings go in front of the flags, so that flags win
+        if not Path(args.config).is_file():  # of a pipe nobody writes into, a reader waits for ever
+            parser.error(f"--config {args.config}: there is no such file")
         try:
             settings = dict(json.loads(Path(args.config).read_text()), config=None)
         except (OSError, ValueError, TypeError, RecursionError) as error:

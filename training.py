@@ -185,6 +185,8 @@ def settle_epochs(args, given, rows):
 
 
 def read_config(path) -> dict:
+    if not Path(path).is_file():  # of a pipe nobody writes into, a reader waits for ever
+        raise ValueError(f"cannot read the config {path}: there is no such file")
     try:
         preset = json.loads(Path(path).read_text())
     except (OSError, ValueError, RecursionError) as error:  # ten thousand brackets are too deep for the decoder
@@ -521,7 +523,7 @@ class Log:
 
     def __init__(self, path, step=0):
         self.path, self.lines = Path(path), []
-        if step and self.path.exists():
+        if step and self.path.is_file():
             for text in self.path.read_text().splitlines():
                 with contextlib.suppress(ValueError):  # half a line, where the run was killed
                     self.lines.append(json.loads(text))

@@ -485,7 +485,7 @@ def lay_out(folder, files):
 def stray(world, folder, argv):
     """Where something was written, moved or removed, outside the working folder and every path that the user named."""
     named = [os.path.abspath(w.partition("=")[2] or w) for w in argv if w and "\0" not in w]
-    if "--config" in " ".join(argv):
+    if "--config" in " ".join(argv) and (folder / "in/x.json").is_file():
         with contextlib.suppress(Exception):  # the judge's config may say where to
             named.append(os.path.abspath(str(json.loads((folder / "in/x.json").read_text()).get("out"))))
     fine = [str(folder), os.path.realpath(tempfile.gettempdir()), tempfile.gettempdir(), "/dev/null"]
