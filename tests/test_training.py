@@ -83,6 +83,14 @@ def test_bad_config(tmp_path, capsys, text, complaint):
     assert complaint in mistake(capsys, "--config", str(file))
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_no_config_and_no_log(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # to read it would be to wait for ever
+    with pytest.raises(ValueError, match="no such file"):
+        training.read_config(tmp_path / "pipe")
+    assert training.Log(tmp_path / "pipe", step=3).lines == []
+
+
 @pytest.mark.parametrize("argv, complaint", [
     (("--t-end", "-1"), "(0, 1), not at -1"), (("--t-end", "0"), "(0, 1)"), (("--t-end", "1"), "(0, 1)"),
     (("--cfg", "-1"), "[0, inf), not at -1"), (("--cfg", "inf"), "[0, inf)"), (("--cfg=-inf",), "[0, inf)"),
