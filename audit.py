@@ -440,7 +440,7 @@ def spread(tolerance):
 @cache
 def crystals_in(steps, n=36, kind=None):
     net, config, device, precision = drawn_by("crystals")
-    args = argparse.Namespace(seed=0, steps=steps, churn=0.5, precision=precision, sample_batch=36)
+    args = argparse.Namespace(seed=0, steps=steps, churn=0.25, precision=precision, sample_batch=36)
     condition = dddm.asked_for(config, n, kind)
     x, _ = dddm.draw(net, condition, config, args, device, dddm.shape_of(config))
     return metrics.crystal_error(data.unit(x).double(), *condition)

@@ -325,6 +325,8 @@ def download(path, mirrors, sha256):
     import pooch  # here, because it is needed once in the life of a data folder
 
     pooch.get_logger().setLevel("WARNING")
+    if path.exists() and not path.is_file():  # of a pipe nobody writes into, a reader waits for ever
+        raise ValueError(f"{path} is in the way of the download: it is no file")
     addresses, failed = [mirror + path.name for mirror in mirrors], []
     for address in addresses:
         get = pooch.HTTPDownloader(progressbar=True, timeout=30)

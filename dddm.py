@@ -376,20 +376,11 @@ def update_ema(ema, net, decay, step):
     torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in net.parameters()], 1 - d)
 
 
-def draw_times(n, g, images):
-    """t [n] of a batch, one u in each n-th of [0, 1], for a less noisy gradient; uniform for points.
-
-    For images t = 1 - (1 - u)^2: half of them above 3/4, because what the first steps decide is not mended later.
-    """
-    u = (torch.arange(n) + torch.rand(n, generator=g)) / n
-    return 1 - (1 - u) ** 2 if images else u
-
-
 def train_step(net, optimizer, config, step, source, device, rows):
     n, shape = config["batch_size"], (config["m"], config["xi_dim"])
     g = training.generator(config["seed"], step, 0)
     x_0, condition = training_batch(config, step, source, rows)
-    t = draw_times(n, g, images=x_0.ndim > 2)[rows]
+    t = ((torch.arange(n) + torch.rand(n, generator=g)) / n)[rows]  # one in each n-th of [0, 1]: a less noisy gradient
     eps = torch.randn(n, *x_0.shape[1:], generator=g)[rows]
     xi = torch.randn(n, *shape, generator=g)[rows]
     x_0, t, eps, xi = (v.to(device) for v in (x_0, t, eps, xi))
@@ -608,7 +599,7 @@ DEFAULTS = {  # what depends on the data; anything given on the command line win
     "points": dict(width=128, depth=4, heads=1, patch=1, shared=1, xi_dim=4, m=8, steps=4, n=4096, img_size=1,
                    batch_size=512, train_steps=4000, lr=2e-3, churn=1.0),
     "crystals": dict(width=192, depth=6, heads=3, patch=8, shared=4, xi_dim=2, m=2, steps=8, n=36, img_size=64,
-                     batch_size=32, train_steps=5400, lr=1.5e-3, churn=0.5),
+                     batch_size=32, train_steps=5400, lr=1.5e-3, churn=0.25),
     "mnist": dict(width=128, depth=6, heads=2, patch=4, shared=3, xi_dim=16, m=4, steps=8, n=1000, img_size=28,
                   batch_size=64, train_steps=10000, lr=1e-3, churn=1.0),
     "cifar10": dict(width=384, depth=8, heads=6, patch=4, shared=4, xi_dim=64, m=8, steps=20, n=36, img_size=32,
@@ -641,7 +632,7 @@ def make_parser():
     add = parser.add_argument_group("sampling").add_argument
     add("--steps", type=training.count, help="network calls a sample (default 4 points, 8 images, 20 cifar10)")
     add("--churn", type=training.number(float, 0, 1),
-        help="fresh noise in the bridge: 0 DDIM, 1 DDPM (default 1; crystals 0.5, which keeps more of their variety)")
+        help="fresh noise in the bridge: 0 DDIM, 1 DDPM (default 1; crystals 0.25)")
     add("--n", "--n-samples", type=training.number(int, 2, 10**7),
         help="samples (default 36; digits 1000; points 4096)")
     add("--sample-batch", type=training.count, default=36, help="images drawn at a time (default %(default)s)")

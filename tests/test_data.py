@@ -364,6 +364,13 @@ def test_offline_the_sentence_names_file_folder_and_addresses(tmp_path, offline)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]  # and no half of a file
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_in_the_place_of_a_download_is_refused(tmp_path):
+    os.mkfifo(tmp_path / data.CIFAR_ARCHIVE)
+    with pytest.raises(ValueError, match="in the way"):
+        data.load_cifar10(tmp_path)
+
+
 def test_download_tries_the_mirrors_and_keeps_only_the_right_content(tmp_path, monkeypatch):
     served, (x, y) = tmp_path / "www", digits(7)
     for mirror in ("wrong", "right"):

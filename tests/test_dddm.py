@@ -182,15 +182,6 @@ def test_a_generator_of_one_parameter_learns_the_closed_form(beta, lam, d):
     assert np.mean(tail) == pytest.approx(math.sqrt(q / (1 - q)), rel=0.03)
 
 
-def test_times_of_training_fill_the_interval():
-    g = torch.Generator().manual_seed(0)
-    points, images = dddm.draw_times(1000, g, False), dddm.draw_times(1000, g, True)
-    grid = torch.arange(1000) / 1000
-    assert ((points >= grid) & (points <= grid + 1e-3 + 1e-6)).all()  # one in each thousandth
-    u = 1 - (1 - images).sqrt()
-    assert ((u >= grid - 1e-4) & (u <= grid + 1e-3 + 1e-4)).all() and (images > 0.75).sum() in (499, 500, 501)
-
-
 # --------------------------------------------------------------------------------------------------------- the samplers
 
 
