@@ -377,6 +377,14 @@ def test_likelihood_in_other_dimensions(D):
 # Distances, by brute force
 
 
+def test_distances_of_exact_samples_are_their_floors():
+    gmm = ref.mixture("S")
+    said = ref.distances(gmm.sample(2000, np.random.default_rng(5)), gmm, seed=0)
+    assert said["n"] == 2000 and abs(said["mmd2"]) < 2e-3 and abs(said["mmd2_floor"]) < 2e-3
+    assert abs(said["log_density"] - said["log_density_floor"]) < 0.1  # entropy, to three of its standard errors
+    assert 0.5 < said["sliced_wasserstein"] / said["sliced_wasserstein_floor"] < 2
+
+
 def test_mmd_by_brute_force():
     rng = np.random.default_rng(0)
     x, y, sigma = rng.standard_normal((600, 2)), rng.standard_normal((300, 2)) + 0.5, 0.7  # more than one piece
