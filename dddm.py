@@ -513,8 +513,8 @@ def sample_points(net, config, args, out, device):
     save_gif(list(reference.draw(film, gmm, "learned posterior, 32 steps")), out / "sampling.gif", duration=0.1)
     mine = points_drawer(net, config, args.n, args.seed, args.precision, device)
     ordinary, rng, means = mean_of(gmm), np.random.default_rng([args.seed, 3]), {}
-    if args.data == "mixture":  # one that was trained alike, with --beta 2 --lam 0, ships
-        ordinary = points_drawer(*shipped("mixture_mean", device), args.n, args.seed, args.precision, device)
+    if (training.SHIPPED / f"dddm_{args.data}_mean.pt").exists():  # trained alike, with --beta 2 --lam 0
+        ordinary = points_drawer(*shipped(f"{args.data}_mean", device), args.n, args.seed, args.precision, device)
         means = {"ordinary diffusion, trained alike": (ordinary, (0, 1))}
     rows = {"this network": (mine, (args.churn,)), "exact posterior draws": (exact_drawer(gmm, rng), (args.churn,))}
     rows |= means | {"ordinary diffusion, exact mean": (mean_of(gmm), (0, 1))}

@@ -325,7 +325,7 @@ def load_checkpoint(path, script=None, parser=None) -> dict:
         raise ValueError(f"there is no checkpoint {path}; make one with --train, or name one with --ckpt")
     checkpoint, kinds = read_whole(path) or {}, dict(script=str, step=int, config=dict, ema=dict)
     whole = all(isinstance(checkpoint.get(key), kind) for key, kind in kinds.items())
-    if not whole or (parser and type(checkpoint["config"].get("seed")) is not int):
+    if not whole:
         raise ValueError(f"{path} is damaged, cut short or no checkpoint of this project")
     made_by, config = checkpoint["script"], checkpoint["config"]
     if made_by != (script or made_by):
@@ -354,7 +354,7 @@ def open_checkpoint(args, given, script: str, shipped: str):
 def take_model_flags(args, given, checkpoint, keys):
     """The model is what its checkpoint says.  Raises ValueError for a flag that contradicts it."""
     config = checkpoint["config"]
-    if missing := [key for key in keys if key not in config]:
+    if missing := [key for key in (*keys, "seed") if key not in config]:
         raise ValueError(f"the checkpoint does not say its {missing[0]}: it is damaged, or of another version")
     for key in keys:
         if key in given and getattr(args, key) != config[key]:

@@ -475,9 +475,9 @@ def opened(args, given):
         found[scheme] = training.load_checkpoint(path, "vae_gan", args.parser)
         if found[scheme]["config"].get("scheme") != scheme:
             raise ValueError(f"{path} is of the scheme {found[scheme]['config'].get('scheme')}, not {scheme}")
-    z_dims = [checkpoint["config"].get("z_dim") for checkpoint in found.values()]
-    if None in z_dims:
-        raise ValueError("one of the two checkpoints does not say its z_dim: it is damaged, or of another version")
+    if any(not {"z_dim", "seed"} <= set(checkpoint["config"]) for checkpoint in found.values()):
+        raise ValueError("one of the two does not say its z_dim or its seed: it is damaged, or of another version")
+    z_dims = [checkpoint["config"]["z_dim"] for checkpoint in found.values()]
     if z_dims[0] != z_dims[1]:
         raise ValueError(f"the two networks have {z_dims[0]} and {z_dims[1]} latents: no fair comparison")
     return found

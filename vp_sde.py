@@ -543,7 +543,7 @@ def settle(args, given, checkpoint):
         raise ValueError("--cfg, --kind, --theta, --oracle, --mode and --data-path are for crystals, not for points")
     args.cfg = (1.0 if points or args.oracle else 1.5) if args.cfg is None else args.cfg
     if args.oracle and (args.cfg != 1 or args.mode != "rot-only" or args.train or args.ckpt):
-        raise ValueError("--oracle is the exact *conditional* denoiser of rot-only crystals: --cfg 1, and no training")
+        raise ValueError("--oracle is the exact *conditional* denoiser: --cfg 1, --mode rot-only, and no training")
     training.settle_crystals(args, given)
 
 

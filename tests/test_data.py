@@ -368,7 +368,7 @@ def test_offline_the_sentence_names_file_folder_and_addresses(tmp_path, offline)
 def test_a_pipe_in_the_place_of_a_download_is_refused(tmp_path):
     os.mkfifo(tmp_path / data.CIFAR_ARCHIVE)
     with pytest.raises(ValueError, match="in the way"):
-        data.load_cifar10(tmp_path)
+        data.load_cifar10(tmp_path, train=True)
 
 
 def test_download_tries_the_mirrors_and_keeps_only_the_right_content(tmp_path, monkeypatch):

@@ -301,6 +301,7 @@ def test_sample_i_depends_on_neither_batch_nor_number(lively):
         scale = images[8, 36].abs().max()  # an untrained network: its images are of any size
         assert (images[key][:5] - images[8, 36][:5]).abs().max() < 1e-3 * scale
     later = next(vp_sde.endless_noise(0, [4], (1, 16, 16)))
+    assert torch.equal(later[0], torch.randn(1, 16, 16, generator=training.generator(0, 4, 2)))  # as it always was
     assert torch.equal(later[0], seen[8, 36][0][0][4]) and not torch.equal(later[0], start[3])
 
 
