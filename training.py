@@ -597,6 +597,8 @@ def stopwatch():
 def ship(source, target):
     """Write the EMA weights of a checkpoint in half precision, with the config and nothing else."""
     kept = {key: value for key, value in load_checkpoint(source).items() if key in ("script", "config", "step", "ema")}
+    if not all(map(torch.is_tensor, kept["ema"].values())):
+        raise ValueError(f"{source} is damaged: not all of its weights are tensors")
     here = {"out": None, "data_dir": "data"}  # what the folders were called on this machine
     kept["config"] |= {key: value for key, value in here.items() if key in kept["config"]}
     kept["ema"] = {k: v.half() if v.is_floating_point() else v for k, v in kept["ema"].items()}

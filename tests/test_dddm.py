@@ -198,6 +198,17 @@ def test_exact_posterior_draws_are_exact_at_any_number_of_steps(steps, churn):
     assert np.std(mmd2) < 2e-3
 
 
+def test_posteriors_are_drawn_at_draws_of_p_t():
+    net, gmm, cpu = dddm.build(tiny("mixture")), mixture(), torch.device("cpu")
+    found, rng = dddm.posteriors(net, tiny("mixture"), gmm, cpu, "float32", draws=500), np.random.default_rng([0, 7])
+    assert [t for t, *_ in found] == pytest.approx(np.arange(10) / 10 + 0.05)
+    t, x_t, learned, exact, std, true = found[0]
+    assert x_t == pytest.approx(((1 - t) * gmm.sample(1, rng) + t * rng.standard_normal((1, 2)))[0])
+    assert std == pytest.approx(np.sqrt(learned.var(0).mean())) and learned.shape == exact.shape == (500, 2)
+    for _, _, _, exact, _, true in found:
+        assert np.sqrt(exact.var(0).mean()) == pytest.approx(true, rel=0.2)
+
+
 def test_the_exact_mean_is_not():
     """What ordinary diffusion would do with a perfect network: 2.4e-2 at 4 steps, and one blob at 1."""
     gmm = mixture()
@@ -492,6 +503,7 @@ def test_real_images(tmp_path, capsys, images, name):
     x_0, (kind, _) = dddm.training_batch(tiny(name), 0, (images[name], torch.arange(40) % 10), slice(1, 3))
     rows = [int((images[name].float() / 127.5 - 1 - x).flatten(1).abs().sum(1).argmin()) for x in x_0]
     assert [row % 10 for row in rows] == kind.tolist()  # an image keeps its label
+    torch.testing.assert_close((x_0 + 1) * 127.5, images[name][rows].float(), atol=1e-4, rtol=0)  # 0 .. 255
 
 
 def test_images_that_cannot_be_had(tmp_path, capsys, monkeypatch):

@@ -193,6 +193,20 @@ def test_eta_zero_inverts():
     assert noise.mean(0).abs().max() < 0.5 and 0.6 < noise.std() < 1.4
 
 
+def test_the_times_of_few_steps_are_even_in_log_snr():
+    schedule = lp.DDPM(1000, 1e-4, 0.05)
+    log_snr = schedule.log_abar - np.log(-np.expm1(schedule.log_abar.clip(max=-1e-12)))
+    informative = [t for t in range(1, 1001) if np.exp(schedule.log_abar[t]) >= 1e-4]
+    for steps in (2, 10, 20):
+        t = schedule.indices(steps)
+        assert len(t) == steps and t[0] == informative[-1] and t[-1] == 1
+        spacing = np.diff(log_snr[t])
+        assert np.abs(spacing - spacing.mean()).max() < 0.7 * spacing.mean()  # log-SNR jumps between the first few t
+    assert schedule.indices(1) == [informative[-1]]
+    many = schedule.indices(400)
+    assert len(many) == 400 and set(range(1, 51)) <= set(many)
+
+
 def test_guidance_is_the_linear_combination_at_every_w():
     def eps(z, t, condition):
         return z * 0 + torch.where(condition.known, 3.0, 1.0)[:, None]

@@ -278,6 +278,14 @@ def resumed(*argv):
     return args
 
 
+def test_weights_that_are_no_tensors_do_not_ship(saved, tmp_path, capsys):
+    checkpoint = training.load_checkpoint(saved)
+    training.save_checkpoint(tmp_path / "a.pt", checkpoint | {"ema": {"w": 3}})
+    with pytest.raises(SystemExit) as stop:
+        training.main([str(tmp_path / "a.pt"), str(tmp_path / "b.pt")])
+    assert stop.value.code == 2 and "damaged" in capsys.readouterr().err and not (tmp_path / "b.pt").exists()
+
+
 def test_a_resumed_run_takes_the_stored_settings():
     args = resumed()
     assert (args.train_steps, args.lr, args.seed, args.train, args.out) == (50, 0.5, 3, True, "x")

@@ -246,6 +246,33 @@ def test_mop_on_an_identity_vae_returns_the_training_crystals():
         torch.testing.assert_close(x[i], true, atol=1e-6, rtol=0)
 
 
+def test_the_numbers_of_held_out_crystals_are_what_they_are_called():
+    config = config_of("--img-size", "16")
+    net, (x, condition) = vae.build(config).eval(), vae.training_batch(config, 0, None, 70, held_out=True)  # two parts
+    assert x.min() == 0 and x.max() == 1  # every crystal is divided by its maximum
+    with torch.no_grad():
+        net.decoder.out.weight.add_(0.1 * normals(*net.decoder.out.weight.shape))
+        report, recon = vae.exam_report(net, x, condition, config)
+        mu, log_var = net.encode(x, condition)
+        expected = net.decode(mu, condition).clamp(0, 1)
+        kl = vae.kl_nats(mu, log_var)
+    torch.testing.assert_close(recon, expected, atol=1e-5, rtol=0)
+    each = (expected - x).square().mean((1, 2, 3))
+    assert report["reconstruction_rmse"] == pytest.approx(each.mean().sqrt().item(), rel=1e-4)
+    assert report["reconstruction_worst"] == pytest.approx(each.max().sqrt().item(), rel=1e-4)
+    assert report["kl_nats"] == pytest.approx(kl.sum(1).mean().item(), rel=1e-4) and report["n_held_out"] == 70
+    assert report["active_latents"] == (kl.mean(0) > 0.05).sum().item()
+
+
+def test_the_average_of_the_weights_is_an_exponential_one():
+    ema, net = (torch.nn.Linear(1, 1).requires_grad_(False) for _ in range(2))
+    torch.nn.init.zeros_(ema.weight), torch.nn.init.ones_(net.weight)
+    vae.update_ema(ema, net, 0.75, step=10**6)
+    assert ema.weight.item() == pytest.approx(0.25)
+    vae.update_ema(ema, net, 0.999, step=0)  # early on it forgets faster: d = 1/10
+    assert ema.weight.item() == pytest.approx(0.1 * 0.25 + 0.9)
+
+
 def test_mop_draws_its_examples_from_a_file_where_there_is_one(tmp_path):
     data.build(60, tmp_path / "d.pt", seed=4)
     config = config_of("--data-path", str(tmp_path / "d.pt"))

@@ -305,6 +305,15 @@ def test_sample_i_depends_on_neither_batch_nor_number(lively):
     assert torch.equal(later[0], seen[8, 36][0][0][4]) and not torch.equal(later[0], start[3])
 
 
+def test_the_film_is_even_in_log_snr():
+    schedule = vp_sde.VP()
+    times = vp_sde.time_grid(3000, 0.005, "uniform", schedule)
+    shown = sorted(vp_sde.moments(times, schedule))
+    assert shown[0] == 0 and shown[-1] == len(times) and len(shown) <= 34
+    spacing = np.diff(schedule.log_snr(torch.tensor(times, dtype=torch.float64))[shown[1:-1]])
+    assert np.abs(spacing / spacing.mean() - 1).max() < 0.5
+
+
 def test_noise_is_fresh_at_every_step():
     stream = vp_sde.endless_noise(0, [0, 1], (1, 16, 16))
     draws = torch.stack([next(stream) for _ in range(6)]).flatten(0, 1).flatten(1)
