@@ -198,6 +198,12 @@ def test_exact_posterior_draws_are_exact_at_any_number_of_steps(steps, churn):
     assert np.std(mmd2) < 2e-3
 
 
+def test_an_exam_reports_a_mean(tmp_path):
+    config = tiny("crystals")
+    numbers = dddm.exam(dddm.build(config), config, None, torch.device("cpu"), tmp_path, step=0)
+    assert 0 < numbers["crystal_error"] < 1 and (tmp_path / "training_samples.png").exists()  # a sum of 36 is above
+
+
 def test_posteriors_are_drawn_at_draws_of_p_t():
     net, gmm, cpu = dddm.build(tiny("mixture")), mixture(), torch.device("cpu")
     found, rng = dddm.posteriors(net, tiny("mixture"), gmm, cpu, "float32", draws=500), np.random.default_rng([0, 7])

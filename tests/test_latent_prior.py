@@ -193,6 +193,16 @@ def test_eta_zero_inverts():
     assert noise.mean(0).abs().max() < 0.5 and 0.6 < noise.std() < 1.4
 
 
+def test_the_loss_is_zero_where_v_is_right():
+    net, g = lp.build(config_of()), torch.Generator().manual_seed(0)
+    z0, eps = torch.randn(2, 3, len(net.mean), generator=g)
+    t = torch.tensor([1, 300, 900])
+    alpha, sigma = net.alpha[t, None], net.sigma[t, None]
+    for off in (0.0, 2.0):
+        net.v = lambda z, t, c, off=off: alpha * eps - sigma * z0 + off + (z - alpha * z0 - sigma * eps)
+        torch.testing.assert_close(lp.loss_of(net, z0, conditions(3), t, eps), torch.full((3,), off**2))
+
+
 def test_the_times_of_few_steps_are_even_in_log_snr():
     schedule = lp.DDPM(1000, 1e-4, 0.05)
     log_snr = schedule.log_abar - np.log(-np.expm1(schedule.log_abar.clip(max=-1e-12)))

@@ -251,12 +251,13 @@ def test_the_numbers_of_held_out_crystals_are_what_they_are_called():
     net, (x, condition) = vae.build(config).eval(), vae.training_batch(config, 0, None, 70, held_out=True)  # two parts
     assert x.min() == 0 and x.max() == 1  # every crystal is divided by its maximum
     with torch.no_grad():
-        net.decoder.out.weight.add_(0.1 * normals(*net.decoder.out.weight.shape))
+        for p in net.parameters():  # away from the beginning, where no latent is active and no pixel too bright
+            p.add_(0.1 * normals(*p.shape))
         report, recon = vae.exam_report(net, x, condition, config)
         mu, log_var = net.encode(x, condition)
         expected = net.decode(mu, condition).clamp(0, 1)
         kl = vae.kl_nats(mu, log_var)
-    torch.testing.assert_close(recon, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(recon, expected, atol=1e-4, rtol=0)
     each = (expected - x).square().mean((1, 2, 3))
     assert report["reconstruction_rmse"] == pytest.approx(each.mean().sqrt().item(), rel=1e-4)
     assert report["reconstruction_worst"] == pytest.approx(each.max().sqrt().item(), rel=1e-4)

@@ -193,6 +193,13 @@ def test_the_critic_is_frozen_until_it_starts(folder, tmp_path):
     assert 0 < line["d_real"] < 1 and 0 < line["d_fake"] < 1 and line["adversarial_weight"] > 0
 
 
+def test_a_batch_is_rows_of_the_digits_between_0_and_1():
+    x_u8 = torch.arange(40, dtype=torch.uint8).mul(6).view(40, 1, 1, 1).expand(40, 1, 28, 28)
+    x = vae_gan.training_batch(dict(seed=3), 5, x_u8, 16)
+    rows = torch.randint(40, (16,), generator=training.generator(3, 5, 1))
+    assert torch.equal(x, x_u8[rows].float() / 255)
+
+
 def test_without_both_terms_composite_is_simple(folder, tmp_path):
     plain = trained(folder, tmp_path / "a", "--perceptual", 0, "--adversarial", 0)["model"]
     simple = training.load_checkpoint(folder / "simple", "vae_gan")["model"]
