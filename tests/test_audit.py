@@ -62,7 +62,6 @@ def test_quick_needs_no_checkpoint_and_a_false_claim_fails(tmp_path, monkeypatch
     assert audit.main(["--quick", "--out", str(tmp_path)]) == 1
 
 
-@pytest.mark.skipif(not (training.SHIPPED / "latent_prior.pt").exists(), reason="a checkpoint is not there")
 def test_the_shipped_prior_is_judged_with_its_vae():
     pair = audit.load(training.SHIPPED / "latent_prior.pt")
     assert audit.family(pair) == "priors"
