@@ -73,8 +73,8 @@ def _condition(kind, theta, x):
 
 def _chunked(nearest, *columns):
     parts = [nearest(*(c[i : i + CHUNK] for c in columns)) for i in range(0, len(columns[0]), CHUNK)]
-    empty = CrystalFit(torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0))
-    return CrystalFit(*map(torch.cat, zip(*parts, strict=True))) if parts else empty
+    none = torch.empty(0)
+    return CrystalFit(*map(torch.cat, zip(*parts, strict=True))) if parts else CrystalFit(none, none.long(), none, none)
 
 
 def _nearest_of_condition(x, kind, theta):

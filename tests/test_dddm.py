@@ -198,6 +198,23 @@ def test_exact_posterior_draws_are_exact_at_any_number_of_steps(steps, churn):
     assert np.std(mmd2) < 2e-3
 
 
+def test_the_network_draws_with_one_fresh_xi_a_call():
+    config, asked = tiny("mixture"), []
+    net, g, x = lively(config), torch.Generator().manual_seed(0), torch.randn(5, 2)
+
+    def normal(shape):
+        asked.append(torch.randn(5, *shape, generator=g))
+        return asked[-1]
+
+    condition = torch.zeros(5, dtype=torch.long), torch.zeros(5)
+    denoise = dddm.drawer(net, condition, normal, torch.device("cpu"), "float32", config["xi_dim"])
+    for call in range(2):
+        x_0 = denoise(x, 0.5)
+        assert len(asked) == call + 1 and asked[call].shape == (5, 1, config["xi_dim"])
+        with torch.no_grad():
+            torch.testing.assert_close(x_0, net(x, torch.full((5,), 0.5), condition, asked[call])[:, 0])
+
+
 def test_an_exam_reports_a_mean(tmp_path):
     config = tiny("crystals")
     numbers = dddm.exam(dddm.build(config), config, None, torch.device("cpu"), tmp_path, step=0)

@@ -339,6 +339,10 @@ def test_what_is_remembered_belongs_to_its_condition():
         fresh = ExactDenoiser().posterior_mean(x_t, 0.1, 0.99, kind, theta) if k % 4 == 3 else again[1]
         assert torch.equal(again[0], again[1]) and torch.equal(again[0], fresh)
     assert len(denoiser._kept) <= 8
+    denoiser = ExactDenoiser()
+    for k in range(6):
+        denoiser.posterior_mean(x_t, 0.1, 0.99, [0, 2], [0.1 * k, 0.5])
+    assert sum(name == "point" for name, *_ in denoiser._kept) == 4
 
 
 def test_small_images():

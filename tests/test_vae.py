@@ -265,6 +265,22 @@ def test_the_numbers_of_held_out_crystals_are_what_they_are_called():
     assert report["active_latents"] == (kl.mean(0) > 0.05).sum().item()
 
 
+def test_the_report_on_latents_is_of_n_held_out_crystals_the_most_active_first():
+    config = config_of("--img-size", "16", "--uncond")
+    net = vae.build(config).eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * normals(*p.shape))
+        report, mu = vae.latent_report(net, config, torch.device("cpu"), 70)  # two parts
+        x_u8, kind, cont = data.crystal_batch(0, 70, config["seed"], "rot-only", 4, 16, stream=1)
+        expected, log_var = net.encode(x_u8.float() / 255, data.told(kind, cont))
+    torch.testing.assert_close(mu, expected, atol=1e-4, rtol=1e-4)
+    kl = vae.kl_nats(expected, log_var).mean(0)[report["latent"]]
+    assert report["kl_nats"] == pytest.approx(kl.tolist(), rel=1e-3) == sorted(report["kl_nats"], reverse=True)
+    r2 = vae.r_squared(expected, torch.nn.functional.one_hot(kind, 4).float())[report["latent"]]
+    assert report["type"] == pytest.approx(r2.tolist(), abs=1e-3)
+
+
 def test_the_average_of_the_weights_is_an_exponential_one():
     ema, net = (torch.nn.Linear(1, 1).requires_grad_(False) for _ in range(2))
     torch.nn.init.zeros_(ema.weight), torch.nn.init.ones_(net.weight)

@@ -312,6 +312,8 @@ def test_the_film_is_even_in_log_snr():
     assert shown[0] == 0 and shown[-1] == len(times) and len(shown) <= 34
     spacing = np.diff(schedule.log_snr(torch.tensor(times, dtype=torch.float64))[shown[1:-1]])
     assert np.abs(spacing / spacing.mean() - 1).max() < 0.5
+    log_snr = schedule.log_snr(torch.tensor(times, dtype=torch.float64))
+    assert log_snr[shown[1]] == pytest.approx(-5, abs=0.05) and shown[-2] == len(times) - 1  # from there to the end
 
 
 def test_noise_is_fresh_at_every_step():
@@ -378,6 +380,20 @@ def test_score_error_is_zero_for_the_truth_and_right_for_an_offset():
     assert report["loss_rectangular"] == report["best_rectangular"]
     off = vp_sde.score_error(lambda *a: exact(*a) + 0.1, exact, x0, condition, VP(), 0, bins=3)
     assert list(off["bins"].values()) == pytest.approx([0.01] * 3, rel=1e-3)
+
+
+def test_only_crystals_of_unknown_aspect_have_a_best_loss_above_zero():
+    x0, condition = vp_sde.training_batch(config(n_types=4), 0, None, 16, held_out=True)
+    exact = vp_sde.exact_eps(config())
+    report = vp_sde.score_error(exact, exact, x0, condition, VP(), 0, bins=3)
+    eps = torch.randn(x0.shape, generator=training.generator(0, 2**40))
+    _, alpha, sigma = VP().at(0.5)
+    each = (exact(alpha * x0 + sigma * eps, 0.5, condition) - eps).square().mean((1, 2, 3))
+    rectangular = condition.kind == 1
+    assert rectangular.any() and each[rectangular].min() > 10 * each[~rectangular].max()  # which is their rounding
+    assert report["best_rectangular"]["0.50"] == pytest.approx(each[rectangular].mean().item(), rel=1e-4)
+    x0, condition = vp_sde.training_batch(config(n_types=1), 0, None, 4, held_out=True)
+    assert vp_sde.score_error(exact, exact, x0, condition, VP(), 0, bins=3)["best_rectangular"] == {}
 
 
 def test_a_little_training_learns_what_no_network_without_the_condition_can(tmp_path):

@@ -518,6 +518,8 @@ def judge(world, seed, i, show=False):
         wrong = f"hangs: {LIMIT} s"
     except BaseException:
         wrong = traceback.format_exc()
+    for word in argv:  # argparse repeats an argument as it is: a line break typed by the user is no second line
+        err = err.replace(word, " ".join(word.split())) if word.split() else err
     last = (err.strip().splitlines() or [""])[-1]
     if wrong is None and status not in (0, 2):
         wrong = f"status {status}: {last}"
