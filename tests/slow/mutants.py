@@ -109,8 +109,9 @@ def mutants_of(name):
     tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type != tokenize.COMMENT]
     for before, token in zip(tokens, tokens[1:], strict=False):
         line, column = token.start
-        checks_lengths = lines[line - 1].endswith("strict=", 0, column)  # of zip: a habit, not mathematics
-        if line in skip or checks_lengths or not any(a <= line <= b for a, b in ranges):
+        if line in skip or not any(a <= line <= b for a, b in ranges):
+            continue
+        if lines[line - 1].endswith("strict=", 0, column):  # the lengths that zip checks: a habit, not mathematics
             continue
         new = other(token, before)
         if new is None or new == token.string:
