@@ -1,4 +1,4 @@
-"""A data folder with forty made-up digits, for the tests that need MNIST's format and not MNIST."""
+"""What several tests need: a folder of made-up digits, and what a user's mistake is to look like."""
 
 import gzip
 import struct
@@ -23,3 +23,22 @@ def mnist_folder(tmp_path_factory):
             content = struct.pack(f">{1 + a.ndim}I", magic, *a.shape) + a.tobytes()
             (raw / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(content))
     return folder
+
+
+@pytest.fixture
+def mistake(capsys):
+    """mistake(main, *words): the line that a user's mistake is answered with.
+
+    Checks that the exit status is 2 and that nothing else is said, but for argparse's usage before it.
+    """
+
+    def line_of(main, *words):
+        capsys.readouterr()  # what came before
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert stop.value.code == 2 and ": error: " in lines[-1]
+        assert len(lines) == 1 or lines[0].startswith("usage:") and not any("rror" in line for line in lines[:-1])
+        return lines[-1]
+
+    return line_of

@@ -507,13 +507,10 @@ def test_preview_in_its_default_place(tmp_path, monkeypatch, capsys):
     (["--build", "5", "--out", "mine.png"], "--force"), (["--out", "mine.png/x.png"], "mine.png/x.png"),
     (["--build", "5", "--out", "mine.png/x.pt"], "mine.png/x.pt"),
 ])
-def test_bad_input_is_one_line_and_nothing_is_written(argv, says, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_line_and_nothing_is_written(argv, says, tmp_path, monkeypatch, mistake):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.png").write_text("precious")
-    with pytest.raises(SystemExit) as exit:
-        data.main(argv)
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert exit.value.code == 2 and says in last and "error:" in last
+    assert says in mistake(data.main, *argv)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.png"] and (tmp_path / "mine.png").read_text() == "precious"
 
 

@@ -62,18 +62,6 @@ def run(vae_run, tmp_path_factory):
     return out
 
 
-def fails(capsys, *words):
-    """Exit status 2 and one line on stderr (argparse may say its usage first): that line."""
-    capsys.readouterr()  # what came before
-    with pytest.raises(SystemExit) as stop:
-        lp.main([str(w) for w in words])
-    err = capsys.readouterr().err
-    assert stop.value.code == 2 and "Traceback" not in err
-    lines = err.strip().splitlines()
-    assert lines[-1].startswith("latent_prior.py: error:") and (len(lines) == 1 or lines[0].startswith("usage:"))
-    return lines[-1]
-
-
 def gaussian_eps(schedule, mean, cov):
     """eps(z, t) in closed form for z_0 ~ N(mean, cov): eps = sigma (abar cov + (1 - abar) I)^-1 (z_t - alpha mean)."""
     def eps(z, t):
@@ -400,21 +388,21 @@ def test_resume_is_bit_for_bit(run, vae_run, tmp_path, monkeypatch):
         assert a[part].keys() == b[part].keys() and all(torch.equal(a[part][key], b[part][key]) for key in a[part])
 
 
-def test_bad_input_is_one_line(run, vae_run, tmp_path, capsys):
+def test_bad_input_is_one_line(run, vae_run, tmp_path, mistake):
     ask = ["--ckpt", run, "--out", tmp_path / "x"]
     for flag in ("--eta", "--beta-end", "--cfg", "--lr"):
-        fails(capsys, *ask, flag, "nan")
-    assert "0, 1" in fails(capsys, *ask, "--eta", "1.5") and "0, 1" in fails(capsys, *ask, "--eta", "-0.1")
-    assert "T is 40" in fails(capsys, *ask, "--steps", "41")
-    assert "contradicts" in fails(capsys, *ask, "--T", "50", "--steps", "8")
-    assert "contradicts" in fails(capsys, *ask, "--steps", "8", "--z-dim", "32")
+        mistake(lp.main, *ask, flag, "nan")
+    assert "0, 1" in mistake(lp.main, *ask, "--eta", "1.5") and "0, 1" in mistake(lp.main, *ask, "--eta", "-0.1")
+    assert "T is 40" in mistake(lp.main, *ask, "--steps", "41")
+    assert "contradicts" in mistake(lp.main, *ask, "--T", "50", "--steps", "8")
+    assert "contradicts" in mistake(lp.main, *ask, "--steps", "8", "--z-dim", "32")
     words = ["--uncond", "--z-dim", "8", "--train-steps", "1", "--batch-size", "4", "--precision", "float32"]
     (other := tmp_path / "other").mkdir()
     vae.train(vars(training.parse(vae.make_parser(), [*words, "--seed", "1"])[0]), other, CPU)
-    assert "another VAE" in fails(capsys, *ask, "--steps", "8", "--vae", other)
-    assert "no checkpoint" in fails(capsys, *ask, "--steps", "8", "--vae", tmp_path / "none.pt")
-    assert "made by" in fails(capsys, "--train", "--vae", run, "--out", tmp_path / "x", *TINY)
-    assert "resume" in fails(capsys, "--train", "--vae", vae_run, "--out", run, *TINY)
+    assert "another VAE" in mistake(lp.main, *ask, "--steps", "8", "--vae", other)
+    assert "no checkpoint" in mistake(lp.main, *ask, "--steps", "8", "--vae", tmp_path / "none.pt")
+    assert "made by" in mistake(lp.main, "--train", "--vae", run, "--out", tmp_path / "x", *TINY)
+    assert "resume" in mistake(lp.main, "--train", "--vae", vae_run, "--out", run, *TINY)
     assert not (tmp_path / "x").exists()
 
 

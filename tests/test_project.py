@@ -139,7 +139,8 @@ def test_commands_that_people_are_told_to_type_are_understood(command, monkeypat
     script = importlib.import_module(path.removesuffix(".py").replace("/", "."))
     monkeypatch.chdir(ROOT)
     if hasattr(script, "make_parser"):
-        return training.parse(script.make_parser(), argv)
+        training.parse(script.make_parser(), argv)
+        return
     parse = argparse.ArgumentParser.parse_args
 
     def only_parse(parser, *words):

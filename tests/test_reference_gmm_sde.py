@@ -553,33 +553,24 @@ def test_config_comes_back_as_defaults(tmp_path):
         (("--config", "nowhere.json"), "nowhere.json"),
     ],
 )
-def test_bad_command_lines(tmp_path, capsys, flags, word):
+def test_bad_command_lines(tmp_path, mistake, flags, word):
     out = tmp_path / "out"
-    with pytest.raises(SystemExit) as stop:
-        run(out, "--n-particles", 20, *flags)
-    assert stop.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert sum("error:" in line for line in lines) == 1 and "error:" in lines[-1] and word in lines[-1]
+    assert word in mistake(ref.main, "--n-particles", 20, *flags, "--out", out)
     assert not out.exists() or not list(out.iterdir())
 
 
 @pytest.mark.parametrize("text", ["not json", "[1, 2]", '{"steps": "few"}', '{"shape": "Q"}', '{"colour": 3}'])
-def test_bad_config(tmp_path, capsys, text):
+def test_bad_config(tmp_path, mistake, text):
     (tmp_path / "c.json").write_text(text)
-    with pytest.raises(SystemExit) as stop:
-        run(tmp_path / "out", "--config", tmp_path / "c.json")
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.count("error:") == 1 and not (tmp_path / "out").exists()
+    mistake(ref.main, "--config", tmp_path / "c.json", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
-def test_an_output_folder_that_cannot_be_written(tmp_path, capsys):
+def test_an_output_folder_that_cannot_be_written(tmp_path, mistake):
     (tmp_path / "file").write_text("in the way")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(SystemExit) as stop:
-            run(out, *SMALL)
-        assert stop.value.code == 2
-        err = capsys.readouterr().err
-        assert err.count("\n") == 1 and "cannot write" in err and str(out) in err
+        line = mistake(ref.main, *SMALL, "--out", out)
+        assert "cannot write" in line and str(out) in line
     assert (tmp_path / "file").read_text() == "in the way"
 
 

@@ -49,18 +49,6 @@ def run(tmp_path_factory):
     return out
 
 
-def fails(capsys, *words):
-    """Exit status 2 and one line on stderr (argparse may say its usage first): that line."""
-    capsys.readouterr()  # what came before
-    with pytest.raises(SystemExit) as stop:
-        vae.main([str(w) for w in words])
-    err = capsys.readouterr().err
-    assert stop.value.code == 2 and "Traceback" not in err
-    lines = err.strip().splitlines()
-    assert lines[-1].startswith("vae.py: error:") and (len(lines) == 1 or lines[0].startswith("usage:"))
-    return lines[-1]
-
-
 # ------------------------------------------------------------------------------------------------------------- the loss
 
 
@@ -435,15 +423,15 @@ def test_the_map_shows_the_most_active_latent_first(monkeypatch, tmp_path):
     assert asked == [[1, 2, 0]] and (tmp_path / "t.png").stat().st_size > 3000
 
 
-def test_bad_input_about_digits_is_one_line(digit_run, run, mnist_folder, tmp_path, capsys, monkeypatch):
+def test_bad_input_about_digits_is_one_line(digit_run, run, mnist_folder, tmp_path, mistake, monkeypatch):
     monkeypatch.setattr(data, "MNIST_MIRRORS", ("http://127.0.0.1:9/",))
-    line = fails(capsys, *TINY, "--data", "mnist", "--data-dir", tmp_path / "none", "--out", tmp_path / "x")
+    line = mistake(vae.main, *TINY, "--data", "mnist", "--data-dir", tmp_path / "none", "--out", tmp_path / "x")
     assert "train-images-idx3-ubyte.gz" in line and "http://127.0.0.1:9/" in line and str(tmp_path / "none") in line
-    assert "contradicts" in fails(capsys, "--data", "mnist", "--ckpt", run, "--out", tmp_path / "x")
-    assert "contradicts" in fails(capsys, "--data", "crystals", "--ckpt", digit_run, "--out", tmp_path / "x")
-    assert "--z-dim" in fails(capsys, "--data", "mnist", "--z-dim", "0")
-    assert "--digit" in fails(capsys, "--data", "mnist", "--digit", "10")
-    assert "--data" in fails(capsys, "--data", "letters")
+    assert "contradicts" in mistake(vae.main, "--data", "mnist", "--ckpt", run, "--out", tmp_path / "x")
+    assert "contradicts" in mistake(vae.main, "--data", "crystals", "--ckpt", digit_run, "--out", tmp_path / "x")
+    assert "--z-dim" in mistake(vae.main, "--data", "mnist", "--z-dim", "0")
+    assert "--digit" in mistake(vae.main, "--data", "mnist", "--digit", "10")
+    assert "--data" in mistake(vae.main, "--data", "letters")
 
 
 # ---------------------------------------------------------------------------------------------------- the command lines
@@ -469,16 +457,16 @@ def test_sampling_from_a_run_again_and_from_what_ships_of_it(run, tmp_path, caps
     assert "device cpu" in capsys.readouterr().out
 
 
-def test_bad_input_is_one_line(run, tmp_path, capsys):
-    assert "0" in fails(capsys, "--free-bits", "-1")
+def test_bad_input_is_one_line(run, tmp_path, mistake):
+    assert "0" in mistake(vae.main, "--free-bits", "-1")
     for flag in ("--beta", "--free-bits", "--lr", "--theta", "--cond-drop", "--ema-decay"):
-        fails(capsys, flag, "nan")
-    assert "contradicts" in fails(capsys, "--ckpt", run, "--z-dim", "16", "--out", tmp_path / "x")
-    assert "no checkpoint" in fails(capsys, "--ckpt", tmp_path / "nothing.pt")
-    assert "resume" in fails(capsys, *TINY, "--out", run)  # it holds a trained run
-    assert "contradicts" in fails(capsys, "--resume", "--out", run, "--beta", "2")
-    assert "multiple of 16" in fails(capsys, *TINY, "--img-size", "50")
-    assert "no data file" in fails(capsys, *TINY, "--data-path", tmp_path / "none.pt")
+        mistake(vae.main, flag, "nan")
+    assert "contradicts" in mistake(vae.main, "--ckpt", run, "--z-dim", "16", "--out", tmp_path / "x")
+    assert "no checkpoint" in mistake(vae.main, "--ckpt", tmp_path / "nothing.pt")
+    assert "resume" in mistake(vae.main, *TINY, "--out", run)  # it holds a trained run
+    assert "contradicts" in mistake(vae.main, "--resume", "--out", run, "--beta", "2")
+    assert "multiple of 16" in mistake(vae.main, *TINY, "--img-size", "50")
+    assert "no data file" in mistake(vae.main, *TINY, "--data-path", tmp_path / "none.pt")
     (tmp_path / "cut.pt").write_bytes((run / "last.pt").read_bytes()[:5000])
-    assert "damaged" in fails(capsys, "--ckpt", tmp_path / "cut.pt")
+    assert "damaged" in mistake(vae.main, "--ckpt", tmp_path / "cut.pt")
     assert not (tmp_path / "x").exists()

@@ -62,18 +62,6 @@ def trained(folder, out, *words):
     return training.load_checkpoint(out, "vae_gan")
 
 
-def fails(capsys, *words):
-    """Exit status 2 and one line on stderr (argparse may say its usage first): that line."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        vae_gan.main([str(w) for w in words])
-    err = capsys.readouterr().err
-    assert stop.value.code == 2 and "Traceback" not in err
-    lines = err.strip().splitlines()
-    assert lines[-1].startswith("vae_gan.py: error:") and (len(lines) == 1 or lines[0].startswith("usage:"))
-    return lines[-1]
-
-
 # ------------------------------------------------------------------------------------------------ the critic's patches
 
 
@@ -314,28 +302,30 @@ def test_presets_are_taken_and_say_what_the_defaults_are(tmp_path):
         assert vars(args) | {"config": None} == config_of("--scheme", scheme) | {"precision": "auto"}
 
 
-def test_bad_input_is_one_line(folder, tmp_path, capsys, monkeypatch):
+def test_bad_input_is_one_line(folder, tmp_path, mistake, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(vae_gan.data, "MNIST_MIRRORS", ("http://127.0.0.1:9/",))
     simple, composite = folder / "simple", folder / "composite"
-    line = fails(capsys, *TINY, "--data-dir", tmp_path / "none")
+    line = mistake(vae_gan.main, *TINY, "--data-dir", tmp_path / "none")
     assert all(word in line for word in ("train-images-idx3-ubyte.gz", str(tmp_path / "none"), "http://127.0.0.1:9/"))
-    assert "contradicts the checkpoint" in fails(capsys, "--scheme", "simple", "--ckpt", composite, *of(folder))
-    assert "contradicts" in fails(capsys, "--z-dim", 3, "--ckpt", composite, *of(folder))
-    assert "is of the scheme composite" in fails(capsys, "--compare", "--ckpt", composite, "--against", simple)
-    assert "--against" in fails(capsys, "--against", simple, "--ckpt", composite)
-    assert "--compare" in fails(capsys, "--compare", "--train")
-    assert "--make-judge" in fails(capsys, "--make-judge", "--train")
-    assert "holds no judge" in fails(capsys, "--ckpt", composite, "--judge", simple, "--out", tmp_path / "o")
+    assert "contradicts the checkpoint" in mistake(vae_gan.main, "--scheme", "simple", "--ckpt", composite, *of(folder))
+    assert "contradicts" in mistake(vae_gan.main, "--z-dim", 3, "--ckpt", composite, *of(folder))
+    assert "is of the scheme composite" in mistake(vae_gan.main, "--compare", "--ckpt", composite, "--against", simple)
+    assert "--against" in mistake(vae_gan.main, "--against", simple, "--ckpt", composite)
+    assert "--compare" in mistake(vae_gan.main, "--compare", "--train")
+    assert "--make-judge" in mistake(vae_gan.main, "--make-judge", "--train")
+    assert "holds no judge" in mistake(vae_gan.main, "--ckpt", composite, "--judge", simple, "--out", tmp_path / "o")
     found = training.load_checkpoint(folder / "judge" / "judge.pt")
     for hurt in {"said": {"accuracy": 1.0}}, {"mean": found["cov"]}, {"config": {"scheme": "judge"}}, {"digits": None}:
         training.save_checkpoint(tmp_path / "j.pt", found | hurt)
-        assert "judge" in fails(capsys, "--ckpt", composite, "--judge", tmp_path / "j.pt", "--out", tmp_path / "o")
-    assert "--z-dim" in fails(capsys, "--z-dim", 0) and "--n" in fails(capsys, "--n", 1)
-    assert "--scheme" in fails(capsys, "--scheme", "other")
+        judge, out = tmp_path / "j.pt", tmp_path / "o"
+        assert "judge" in mistake(vae_gan.main, "--ckpt", composite, "--judge", judge, "--out", out)
+    assert "--z-dim" in mistake(vae_gan.main, "--z-dim", 0) and "--n" in mistake(vae_gan.main, "--n", 1)
+    assert "--scheme" in mistake(vae_gan.main, "--scheme", "other")
     (tmp_path / "a.json").write_text("{not json")
     (tmp_path / "b.json").write_text('{"z_dim": 8, "colour": 1}')
-    assert "a.json" in fails(capsys, "--config", "a.json") and "'colour'" in fails(capsys, "--config", "b.json")
+    assert "a.json" in mistake(vae_gan.main, "--config", "a.json")
+    assert "'colour'" in mistake(vae_gan.main, "--config", "b.json")
     shutil.copytree(folder / "MNIST", tmp_path / "bad" / "MNIST")
     labels = tmp_path / "bad" / "MNIST" / "raw" / "train-labels-idx1-ubyte.gz"
     whole = gzip.decompress(labels.read_bytes())
@@ -343,7 +333,7 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys, monkeypatch):
                           (struct.pack(">2I", 2049, 39) + whole[9:], "40 images, but 39 labels"),
                           (whole[:-1], "promises")):
         labels.write_bytes(gzip.compress(content))
-        assert says in fails(capsys, *TINY, "--data-dir", tmp_path / "bad", "--out", tmp_path / "out")
+        assert says in mistake(vae_gan.main, *TINY, "--data-dir", tmp_path / "bad", "--out", tmp_path / "out")
 
 
 # --------------------------------------------------------------------------------------------------------- what ships

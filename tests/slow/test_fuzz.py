@@ -518,9 +518,10 @@ def judge(world, seed, i, show=False):
         wrong = f"hangs: {LIMIT} s"
     except BaseException:
         wrong = traceback.format_exc()
-    for word in argv:  # argparse repeats an argument as it is: a line break typed by the user is no second line
-        err = err.replace(word, " ".join(word.split())) if word.split() else err
-    last = (err.strip().splitlines() or [""])[-1]
+    lines = err.strip().splitlines() or [""]
+    if any(len(f"{word}.".splitlines()) > 1 for word in argv):  # argparse repeats a line break that the user typed
+        lines = [line for line in lines if ": error: " in line] or lines
+    last = lines[-1]
     if wrong is None and status not in (0, 2):
         wrong = f"status {status}: {last}"
     if wrong is None and status == 2 and ": error: " not in last:
