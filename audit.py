@@ -534,19 +534,21 @@ def judge(rows, table):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="audit.py", description="Put the torch scripts beside the closed forms.")
+    parser = training.new_parser("audit.py", __doc__)
     add = parser.add_argument
     add("--ckpt", nargs="+", metavar="PATH", help="checkpoints or run folders (default: all that ship)")
     add("--quick", action="store_true", help="only the rows that need no checkpoint")
     add("--out", default="outputs/audit", metavar="DIR", help="output folder (default %(default)s)")
     args = parser.parse_args(argv)
     with training.one_line_errors(parser):
+        if args.quick and args.ckpt:
+            raise ValueError("--quick judges no checkpoint: leave --ckpt out")
         shipped = [path for script in LOADERS for path in sorted(training.SHIPPED.glob(f"{script}*.pt"))]
         paths = [] if args.quick else args.ckpt or shipped
         if not (paths or args.quick):
             raise ValueError(f"there is no checkpoint in {training.SHIPPED}: name one with --ckpt, or ask for --quick")
         models, table = [load(path) for path in paths], []
-        out = training.run_folder(argparse.Namespace(out=args.out, train=False, resume=False), "audit", "")
+        out = training.make_folder(args.out)
         print(f"{'claim':66}{'expected':>10}{'measured':>12}{'tolerance':>11}")
         judge(QUICK, table)
         for model in models:

@@ -485,18 +485,21 @@ def preview(path, n_types=4, img_size=64, seed=0):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Draw a preview of the toy crystals, or build a data set of them.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(prog="data.py", allow_abbrev=False,
+                                     description="Draw a preview of the toy crystals, or build a data set of them.")
     add = parser.add_argument
     add("--build", "--n-samples", "--n_samples", type=int, metavar="N", help="render N crystals into --out FILE.pt")
     add("--out", metavar="FILE", help="the file to write; the preview goes to outputs/data/preview.png by default")
     add("--force", action="store_true", help="replace the file given by --out if there is one")
-    add("--mode", choices=MODES, default="rot-only", help="what varies in a data set; the preview shows two modes")
+    add("--mode", choices=MODES, default="rot-only",
+        help="what varies in a data set; the preview shows two modes (default %(default)s)")
     add("--rot-only", "--rot_only", action="store_const", const="rot-only", dest="mode", default=argparse.SUPPRESS,
         help="the same as --mode rot-only")
-    add("--n-types", "--n_types", type=int, default=4, help=f"use the first so many of {', '.join(KINDS)}")
-    add("--img-size", "--img_size", type=int, default=64, help="height and width in pixels: the more, the more atoms")
-    add("--seed", type=int, default=0, help="decides every random number")
+    add("--n-types", "--n_types", type=int, default=4,
+        help=f"use the first so many of {', '.join(KINDS)} (default %(default)s)")
+    add("--img-size", "--img_size", type=int, default=64,
+        help="height and width in pixels: the more, the more atoms (default %(default)s)")
+    add("--seed", type=int, default=0, help="decides every random number (default %(default)s)")
     args = parser.parse_args(argv)
     limits = dict(build=(1, 10**7), n_types=(1, len(KINDS)), img_size=(8, 1024), seed=(0, 2**63 - 1))
     for name, (low, high) in limits.items():

@@ -123,24 +123,25 @@ def time_waves(t):
     return waves(torch.log((1 - t).clamp_min(1e-4) / t.clamp_min(1e-4)), 0.1, 5, 16)
 
 
-def scaled(x_t, t, size):
-    """Scalings under which input and target of a network have size about 1 at every t: c_in x_t, and xhat(output).
+def scaled(x_t, t, rms):
+    """Scalings under which input and target of a network are of order 1 at every t: c_in x_t, and xhat(output F).
 
-    size: root-mean-square of the data.  xhat = c_skip x_t + c_out F: near t = 0 the network only corrects x_t, at
-    t = 1 all is its own; in VP form, where alpha^2 + sigma^2 = 1, and with size 1, F is minus the usual v.
+    rms: root-mean-square of the data, so that x_t has variance alpha^2 rms^2 + sigma^2.  xhat = c_skip x_t + c_out F,
+    where c_skip x_t is the best linear guess at x_0 and c_out the size of what is left: near t = 0 the network only
+    corrects x_t, at t = 1 all is its own.
     """
     alpha, sigma = (like(a, x_t) for a in alpha_sigma(t))
-    total = alpha**2 * size**2 + sigma**2
-    c_skip, c_out = alpha * size**2 / total, sigma * size / total.sqrt()
+    total = alpha**2 * rms**2 + sigma**2
+    c_skip, c_out = alpha * rms**2 / total, sigma * rms / total.sqrt()
     return x_t / total.sqrt(), lambda out: (c_skip * x_t)[:, None] + c_out[:, None] * out.float()
 
 
 class MLP(nn.Module):
     """Points [N, 2]: `shared` layers see x_t and t, the others also xi."""
 
-    def __init__(self, width, depth, shared, xi_dim, size):
+    def __init__(self, width, depth, shared, xi_dim, rms):
         super().__init__()
-        self.size = size
+        self.rms = rms
         self.first = nn.Linear(2 + 24 + 32, width)
         self.trunk = nn.ModuleList(nn.Linear(width, width) for _ in range(shared))
         self.join = nn.Linear(xi_dim, width)
@@ -148,7 +149,7 @@ class MLP(nn.Module):
         self.out = nn.Linear(width, 2)
 
     def forward(self, x_t, t, condition, xi):
-        x, xhat = scaled(x_t, t, self.size)
+        x, xhat = scaled(x_t, t, self.rms)
         h = self.first(torch.cat([x, waves(x, 1, 16, 6).flatten(1), time_waves(t)], 1))
         for layer in self.trunk:
             h = h + layer(F.silu(h))
@@ -194,9 +195,9 @@ class DiT(nn.Module):
     (crystals), as in vp_sde.py: it spares the network products of position and angle to a hundredth of a pixel.
     """
 
-    def __init__(self, channels, img_size, kinds, patch, width, depth, heads, shared, xi_dim, size=1.0):
+    def __init__(self, channels, img_size, kinds, patch, width, depth, heads, shared, xi_dim, rms=1.0):
         super().__init__()
-        self.patch, self.kinds, self.shared, self.size, self.cells = patch, kinds, shared, size, img_size // patch
+        self.patch, self.kinds, self.shared, self.rms, self.cells = patch, kinds, shared, rms, img_size // patch
         self.embed = nn.Sequential(nn.Linear(32 + kinds + 16, width), nn.SiLU(), nn.Linear(width, width))
         self.join = nn.Sequential(nn.Linear(9 * xi_dim, width), nn.SiLU(), nn.Linear(width, width))
         self.stem = nn.Linear(channels * patch**2 + 26, width)
@@ -215,7 +216,10 @@ class DiT(nn.Module):
         return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (self.cells, self.cells)), self.patch)
 
     def position(self, theta):
-        """Centres of the patches from the image centre, in half images, and their sines: [N, tokens, 26]."""
+        """Centres of the patches from the image centre, in half images, and their sines: [N, tokens, 26].
+
+        Wavelengths from two images down to 8 px, which is less than a lattice spacing.
+        """
         half = self.patch * self.cells / 2
         centre = (self.patch * (torch.arange(self.cells, device=theta.device) + 0.5) - 0.5 - half) / half
         y, x = (v.flatten() for v in torch.meshgrid(centre, centre, indexing="ij"))
@@ -226,7 +230,7 @@ class DiT(nn.Module):
     def forward(self, x_t, t, condition, xi):
         (kind, theta), m = condition, xi.shape[1]
         with torch.autocast(x_t.device.type, enabled=False):  # positions and angles deserve all their digits
-            x, xhat = scaled(x_t, t, self.size)
+            x, xhat = scaled(x_t, t, self.rms)
             harmonics = theta[:, None] * torch.arange(1, 9, device=t.device)
             told = torch.cat([F.one_hot(kind, self.kinds), harmonics.sin(), harmonics.cos(), time_waves(t)], 1)
             emb, position = self.embed(told), self.position(theta)
@@ -240,7 +244,8 @@ class DiT(nn.Module):
             h = block(h, late)
         shift, scale = self.film(late)[:, None].chunk(2, 2)
         out = self.out(torch.addcmul(shift, F.layer_norm(h, h.shape[-1:]), 1 + scale))
-        # The output is x_0 less a known share of x_t, noise and all: the skip spares the tokens carrying every pixel.
+        # What is asked for holds a share of x_t itself, noise and all.  A token of few numbers cannot carry every pixel
+        # to the end, so x_t is added here, times a number that the network chooses.
         through = self.skip(late).view(-1, m, 1, 1, 1) * x[:, None]
         return xhat(through + self.image(out).unflatten(0, (-1, m)))
 
@@ -253,7 +258,7 @@ def build(config):
         if config["data"] in POINTS:
             gmm = load_source(config)
             spread = float(np.sqrt((gmm.weights @ (gmm.means**2 + gmm.eigenvalues)).mean()))
-            return MLP(**c, size=spread)
+            return MLP(**c, rms=spread)
         kinds = 4 if config["data"] == "crystals" else 10
         return DiT(SIZES[config["data"]][0], config["img_size"], kinds, config["patch"], heads=config["heads"], **c)
 
@@ -273,7 +278,10 @@ def sample(denoise, x, steps, churn, normal):
 
 
 def noise(seed, keys, shape):
-    """normal(shape) -> [N, *shape], again and again: an image has a generator of its own, points share one."""
+    """normal(shape) -> [N, *shape], again and again: an image has a generator of its own, points share one.
+
+    seed: a number, or a list of them where one seed has several streams.
+    """
     seed = seed if isinstance(seed, list) else [seed]
     if len(shape) > 1:
         return partial(training.noise_of, [training.generator(*seed, key, 2) for key in keys])  # 0, 1: the training's
@@ -376,7 +384,8 @@ def update_ema(ema, net, decay, step):
     torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in net.parameters()], 1 - d)
 
 
-def train_step(net, optimizer, config, step, source, device, rows):
+def gradient_of(net, optimizer, config, step, source, device, rows):
+    """Leave the gradient of training step `step`, on rows `rows` of its batch, and return the loss and its norm."""
     n, shape = config["batch_size"], (config["m"], config["xi_dim"])
     g = training.generator(config["seed"], step, 0)
     x_0, condition = training_batch(config, step, source, rows)
@@ -424,7 +433,7 @@ def train(config, out, device, checkpoint=None):
 
     with training.finish_the_step() as stop:
         for step in (bar := training.steps(start, config["train_steps"])):
-            loss, norm = train_step(wrapped, optimizer, config, step, source, device, rows)
+            loss, norm = gradient_of(wrapped, optimizer, config, step, source, device, rows)
             training.check_finite(loss + norm, step + 1, out)
             optimizer.step()
             update_ema(ema, net, config["ema_decay"], step)
@@ -512,7 +521,8 @@ def sample_points(net, config, args, out, device):
     film = [(t, y.double().numpy()) for t, y in draw(net, condition, config, slow, device, (2,))[1]]
     save_gif(list(reference.draw(film, gmm, "learned posterior, 32 steps")), out / "sampling.gif", duration=0.1)
     mine = points_drawer(net, config, args.n, args.seed, args.precision, device)
-    ordinary, rng, means = mean_of(gmm), np.random.default_rng([args.seed, 3]), {}
+    ordinary, means = mean_of(gmm), {}
+    rng = np.random.default_rng([args.seed, 3])
     if (training.SHIPPED / f"dddm_{args.data}_mean.pt").exists():  # trained alike, with --beta 2 --lam 0
         ordinary = points_drawer(*shipped(f"{args.data}_mean", device), args.n, args.seed, args.precision, device)
         means = {"ordinary diffusion, trained alike": (ordinary, (0, 1))}
@@ -523,7 +533,8 @@ def sample_points(net, config, args, out, device):
     print(f"{'steps':34}" + "".join(f"{k:>10}" for k in STEPS))
     for name, values in table.items():
         print(f"{name:34}" + "".join(f"{v:10.1e}" for v in values))
-    pictures.error_by_steps(out / "comparison.png", STEPS, table, 1.7e-4 * 4096 / args.n)
+    scatter = 1.7e-4 * 4096 / args.n  # standard deviation of the MMD^2 of exact samples, measured
+    pictures.error_by_steps(out / "comparison.png", STEPS, table, scatter)
     clouds = {f"this network, {k} step{'s' * (k > 1)}": cloud(mine, args.n, k, args.churn, args.seed) for k in (1, 4)}
     clouds |= {f"ordinary, {k} steps": cloud(ordinary, args.n, k, 1, args.seed) for k in (4, 16)}
     pictures.clouds(out / "samples.png", clouds | {"exact samples": gmm.sample(args.n, rng)}, gmm)
@@ -608,17 +619,19 @@ DEFAULTS = {  # what depends on the data; anything given on the command line win
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(prog="dddm.py", description=__doc__.split("\n\n")[0],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = training.new_parser("dddm.py", __doc__)
     add = parser.add_argument_group("data and network (a checkpoint knows its own; defaults: by data)").add_argument
     add("--data", choices=(*POINTS, *SIZES), default="mixture", help="2-D points or images (default %(default)s)")
     add("--data-dir", default="data", metavar="DIR", help="where MNIST and CIFAR-10 lie or go (default %(default)s)")
-    add("--img-size", type=training.number(int, 1, 1024), help="of crystals: a multiple of --patch (default 64)")
-    words = dict(patch="side of a token, pixels", width="of every layer", depth="layers or blocks",
-                 heads="of the attention, a divisor of --width", xi_dim="numbers in xi")
+    add("--img-size", type=training.number(int, 1, 1024), help="side of crystals, a multiple of --patch (default 64)")
+    words = dict(patch="side of a token of an image, pixels", width="features of a layer or token",
+                 depth="number of layers (points) or transformer blocks (images)",
+                 shared="so many of them come before xi: one pass for all particles",
+                 heads="heads of the attention, a divisor of --width", xi_dim="random numbers that pick a draw of x_0")
     for flag, meaning in words.items():
-        add(f"--{flag.replace('_', '-')}", type=training.number(int, 1, 4096), help=meaning)
-    add("--shared", type=training.number(int, 0, 4096), help="of --depth: those before xi enters, one pass for all m")
+        usual = ", ".join(f"{kind} {values[flag]}" for kind, values in DEFAULTS.items())
+        add(f"--{flag.replace('_', '-')}", type=training.number(int, int(flag != "shared"), 4096),
+            help=f"{meaning} (default: {usual})")
     add = parser.add_argument_group("loss").add_argument
     add("--m", type=training.number(int, 1, 1024), help="particles a datum (default 8; crystals 2, mnist 4)")
     add("--beta", type=training.number(float, 0, 2, open_low=True), default=1.0,
@@ -632,12 +645,12 @@ def make_parser():
     add = parser.add_argument_group("sampling").add_argument
     add("--steps", type=training.count, help="network calls a sample (default 4 points, 8 images, 20 cifar10)")
     add("--churn", type=training.number(float, 0, 1),
-        help="fresh noise in the bridge: 0 DDIM, 1 DDPM (default 1; crystals 0.25)")
+        help="share of fresh noise in a step: 0 none, as DDIM; 1 as DDPM (default 1; crystals 0.25)")
     add("--n", "--n-samples", type=training.number(int, 2, 10**7),
         help="samples (default 36; digits 1000; points 4096)")
     add("--sample-batch", type=training.count, default=36, help="images drawn at a time (default %(default)s)")
     add("--kind", type=training.number(int, 0, 9), help="ask for one lattice type (0 to 3) or one class (0 to 9)")
-    add("--theta", type=training.number(float, 0, data.THETA_MAX), help="crystals: one angle, radians in [0, 1.0471]")
+    add("--theta", type=training.angle, help="crystals: ask for one angle, radians in [0, 1.0471]")
     add("--fid", action="store_true", help="cifar10: Inception FID; needs torchmetrics[image]")
     add("--wandb", action="store_true", help="log to Weights & Biases as well; needs wandb")
     add("--wandb-project", default="dddm", metavar="NAME", help="(default %(default)s)")
@@ -685,7 +698,7 @@ def main(argv=None):
         args.precision = training.pick_precision(args.precision, device)
         config = vars(args)
         net = training.load_net(build(config), checkpoint, args, device) if checkpoint and not args.train else None
-        out = training.run_folder(args, "dddm", f"{args.data}_{args.steps}steps_seed{args.seed}")
+        out = training.run_folder(args, "dddm", f"{args.data}_{args.steps}steps_seed{args.seed}", args.ckpt)
         if main := training.rank() == 0:
             print(f"device {device}, {args.precision}; output in {out}")
         if args.train:

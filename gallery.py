@@ -133,14 +133,14 @@ FIGURES = {"hero": hero, "sweep": sweep, "strip": strip, "letter": letter, "late
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="gallery.py", description="Make the figures of the README.")
+    parser = training.new_parser("gallery.py", __doc__)
     add = parser.add_argument
     add("figure", choices=[*FIGURES, "all"], help="which one")
     add("--out", default=str(Path(__file__).parent / "assets"), metavar="DIR", help="where to (default: assets)")
     add("--ckpt", default=str(training.SHIPPED / "vp_sde.pt"), metavar="PATH", help="crystals (default: what ships)")
     args = parser.parse_args(argv)
     with training.one_line_errors(parser):
-        out = training.run_folder(argparse.Namespace(out=args.out, train=False, resume=False), "gallery", "")
+        out = training.make_folder(args.out)
         for figure in FIGURES if args.figure == "all" else [args.figure]:
             FIGURES[figure](args, out)
             print(f"{figure} in {out}")

@@ -28,7 +28,6 @@ DDPM: Ho et al. 2020 (arXiv 2006.11239).  DDIM: Song et al. 2021 (2010.02502).  
 #                 "tqdm>=4.66,<5", "pooch>=1.8,<2"]
 # ///
 
-import argparse
 import hashlib
 import math
 from itertools import count, pairwise
@@ -411,8 +410,7 @@ COLUMNS = {"crystal_error_mean": "crystal error", "error_nearest_of_any": "any, 
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(prog="latent_prior.py", description=__doc__.split("\n\n")[0],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = training.new_parser("latent_prior.py", __doc__)
     add = parser.add_argument_group("model and data (a checkpoint knows its own)").add_argument
     add("--vae", "--vae-ckpt", metavar="PATH", default="assets/checkpoints/vae_uncond.pt",
         help="checkpoint or run folder of the VAE whose latents these are (default %(default)s)")
@@ -441,9 +439,7 @@ def make_parser():
     add("--cfg", type=training.number(float, 0), default=1.5,
         help="guidance w in eps_u + w (eps_c - eps_u): 0 unconditional, 1 plain conditional (default %(default)s)")
     add("--n", "--n-samples", type=training.count, default=36, help="samples of each prior (default %(default)s)")
-    add("--kind", type=training.number(int, 0, 3),
-        help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
-    add("--theta", type=training.number(float, 0, data.THETA_MAX), help="ask for one angle, radians in [0, 1.0471]")
+    training.asking_flags(add)
     training.shared_flags(parser, train_steps=6000, batch_size=256, lr=1e-3)
     return parser
 
@@ -489,7 +485,7 @@ def main(argv=None):
         config = vars(args)
         net = None if args.train else training.load_net(build(config), checkpoint, args, device)
         which = "uncond" if vae_config["uncond"] else "cond"
-        out = training.run_folder(args, "latent_prior", f"{which}_ddim_seed{args.seed}")
+        out = training.run_folder(args, "latent_prior", f"{which}_ddim_seed{args.seed}", args.ckpt)
         print(f"device {device}, {args.precision}; output in {out}")
         if args.train:
             training.save_json(out / "config.json", config)

@@ -133,7 +133,9 @@ def read_frames(folder):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Stitch frame_0000.png, frame_0001.png, ... into a looping GIF.")
+    parser = argparse.ArgumentParser(
+        prog="make_gif.py", description="Stitch frame_0000.png, frame_0001.png, ... into a looping GIF.",
+        allow_abbrev=False)
     add = parser.add_argument
     add("--frames", required=True, metavar="DIR", help="folder that holds frame_*.png")
     add("--output", metavar="FILE", help="file to write, replaced if it exists (default: DIR/animation.gif or .html)")

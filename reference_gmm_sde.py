@@ -548,25 +548,27 @@ def simulate(args, out):
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description="Simulate diffusion with the exact score of a mixture of Gaussians.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(prog="reference_gmm_sde.py", allow_abbrev=False,
+                                     description="Simulate diffusion with the exact score of a mixture of Gaussians.")
     add = parser.add_argument
-    add("--shape", choices=("S", "circle", "two"), default="S", help="the data")
-    add("--sampler", choices=("sde", "ode"), default="sde", help="Euler-Maruyama, or RK4 on the probability flow")
-    add("--steps", type=int, default=1000, help="integration steps")
-    add("--n-particles", "--n_particles", type=int, default=4000, help="points, at least 2")
-    add("--grid", choices=("uniform", "quadratic", "logsnr"), default="quadratic", help="spacing of the steps")
-    add("--beta-min", "--beta_min", type=float, default=0.1, help="noise rate at t = 0")
-    add("--beta-max", "--beta_max", type=float, default=20.0, help="noise rate at t = 1")
-    add("--total-time", "--total_time", type=float, default=1.0, help="multiplies both rates; t stays in [0, 1]")
-    add("--seed", type=int, default=0, help="decides every random number")
-    add("--vis-every", "--vis_every", type=int, default=25, help="steps from one frame to the next")
+    add("--shape", choices=("S", "circle", "two"), default="S", help="the data (default %(default)s)")
+    add("--sampler", choices=("sde", "ode"), default="sde",
+        help="Euler-Maruyama, or RK4 on the probability flow (default %(default)s)")
+    add("--steps", type=int, default=1000, help="integration steps (default %(default)s)")
+    add("--n-particles", "--n_particles", type=int, default=4000, help="points, at least 2 (default %(default)s)")
+    add("--grid", choices=("uniform", "quadratic", "logsnr"), default="quadratic",
+        help="spacing of the steps (default %(default)s)")
+    add("--beta-min", "--beta_min", type=float, default=0.1, help="noise rate at t = 0 (default %(default)s)")
+    add("--beta-max", "--beta_max", type=float, default=20.0, help="noise rate at t = 1 (default %(default)s)")
+    add("--total-time", "--total_time", type=float, default=1.0,
+        help="multiplies both rates; t stays in [0, 1] (default %(default)s)")
+    add("--seed", type=int, default=0, help="decides every random number (default %(default)s)")
+    add("--vis-every", "--vis_every", type=int, default=25,
+        help="steps from one frame to the next (default %(default)s)")
     add("--forward", action="store_true", help="dissolve the data into noise instead; the same files")
     add("--no-frames", "--no_frames", action="store_true", help="no pictures and no GIF")
     add("--no-metrics", "--no_metrics", action="store_true", help="no distances to exact samples")
-    add("--out", "--out-dir", metavar="DIR", help="output folder; None: outputs/reference_gmm_sde/<what it is>")
+    add("--out", "--out-dir", metavar="DIR", help="output folder (default: outputs/reference_gmm_sde/WHAT_IT_IS)")
     add("--config", metavar="FILE", help="a config.json of an earlier run, as defaults")
     add("--audit", action="store_true", help="check every claim of this file instead; exit status 1 if one fails")
     argv = sys.argv[1:] if argv is None else list(argv)

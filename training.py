@@ -43,7 +43,13 @@ TRAINING_SET = 50_000  # crystals in an epoch, when they are rendered on the fly
 # ---------------------------------------------------------------------------------------------------------------- flags
 
 
-def number(kind=float, low=-math.inf, high=math.inf, open_low=False, open_high=False):
+def new_parser(script, doc):
+    """A parser for a script with that docstring.  Abbreviated flags are mistakes: --step is a typo, not --steps."""
+    return argparse.ArgumentParser(prog=script, description=doc.split("\n\n")[0], allow_abbrev=False,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def number(kind=float, low=-math.inf, high=math.inf, open_low=False, open_high=False, unit=""):
     """An argparse type: a finite number in [low, high], the ends left out where they are open."""
     open_low, open_high = open_low or low == -math.inf, open_high or high == math.inf
     ends = f"{'(' if open_low else '['}{low:.10g}, {high:.10g}{')' if open_high else ']'}"
@@ -55,13 +61,19 @@ def number(kind=float, low=-math.inf, high=math.inf, open_low=False, open_high=F
             raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number") from None
         inside = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
         if not inside:  # NaN fails every comparison
-            raise argparse.ArgumentTypeError(f"must lie in {ends}, not at {text}")
+            raise argparse.ArgumentTypeError(f"must lie in {ends}{unit}, not at {text}")
         return value
 
     return parse
 
 
 count, positive = number(int, 1, 10**9), number(float, 0, 1e9, open_low=True)  # types of many flags
+angle = number(float, 0, data.THETA_MAX, unit=" radians (60 degrees)")
+
+
+def lattice(text):
+    """An argparse type: a lattice type, by its number or its name."""
+    return data.KINDS.index(text) if text in data.KINDS else number(int, 0, len(data.KINDS) - 1)(text)
 
 
 def side(text):
@@ -77,7 +89,7 @@ def shared_flags(parser, train_steps, batch_size, lr):
     add = parser.add_argument_group("run, training and device").add_argument
     add("--train", action="store_true", help="train first, then sample from what was trained")
     add("--resume", action="store_true", help="go on with the training in --out DIR, with the settings stored there")
-    add("--out", metavar="DIR", help="output folder (default: outputs/SCRIPT/DATA_SAMPLER_seedSEED)")
+    add("--out", metavar="DIR", help="output folder (default: the run that --ckpt names, or one below outputs/)")
     add("--config", metavar="FILE", help="JSON with defaults, for instance the config.json of a run; flags win over it")
     add("--ckpt", metavar="PATH", help="checkpoint file or run folder (default: the one that ships)")
     add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="decides every random number (default %(default)s)")
@@ -88,7 +100,7 @@ def shared_flags(parser, train_steps, batch_size, lr):
     add("--batch-size", type=count, default=batch_size, help=f"samples a step (default {batch_size or 'by data'})")
     add("--lr", type=positive, default=lr, help=f"learning rate after the warm-up (default {lr or 'by data'})")
     add("--epochs", type=count,
-        help="instead of --train-steps: passes over the data, 50,000 crystals where they are rendered on the fly")
+        help="instead of --train-steps: passes over the data (of crystals rendered on the fly: 50,000)")
     add("--save-every", type=count, default=1000, metavar="STEPS", help="checkpoint interval (default %(default)s)")
     add("--ema-decay", type=number(float, 0, 1, open_high=True), default=0.999,
         help="of the averaged weights (default %(default)s)")
@@ -104,9 +116,14 @@ def crystal_flags(parser):
         help="what varies from crystal to crystal (default %(default)s)")
     add("--n-types", type=number(int, 1, 4), default=4, help="lattice types in the data (default %(default)s)")
     add("--img-size", type=side, default=64, help="pixels, a multiple of 16 (default %(default)s)")
-    add("--kind", type=number(int, 0, 3),
-        help="ask for one lattice type: 0 square, 1 rectangular, 2 triangular, 3 honeycomb")
-    add("--theta", type=number(float, 0, data.THETA_MAX), help="ask for one angle, radians in [0, 1.0471]")
+    asking_flags(add)
+
+
+def asking_flags(add):
+    """The flags that ask a model for one crystal."""
+    names = ", ".join(f"{i} {name}" for i, name in enumerate(data.KINDS))
+    add("--kind", type=lattice, help=f"ask for one lattice type, by number or name: {names} (default: all in turn)")
+    add("--theta", type=angle, help="ask for one angle, radians in [0, 1.0471] (default: from 0 to 60 degrees)")
 
 
 class Settings(argparse.Namespace):
@@ -266,11 +283,24 @@ def noise_of(generators, shape, device="cpu"):
 SHIPPED = Path(__file__).parent / "assets" / "checkpoints"
 
 
-def run_folder(args, script: str, name: str) -> Path:
-    """Create the folder of a run before any work is done.  ValueError where it cannot, or would harm a training."""
-    out = Path(args.out or Path("outputs", script, name))
-    if args.train and not args.resume and (out / "last.pt").exists():
-        raise ValueError(f"{out} holds a trained run; add --resume to go on with it, or name another folder with --out")
+def run_folder(args, script: str, name: str, run=None) -> Path:
+    """Create the folder of a run before any work is done: --out, or that of the run that is sampled from, or a new one.
+
+    run: the checkpoint file or run folder that is sampled from, if the user named one.  ValueError where the folder
+    cannot be made, or holds a trained run that this command is not about.
+    """
+    run = run and (Path(run).parent if Path(run).name == "last.pt" else Path(run))
+    own = bool(run) and not args.train and (run / "last.pt").is_file()
+    out = Path(args.out or (run if own else Path("outputs", script, name)))
+    if (out / "last.pt").exists() and not args.resume and not (own and out.samefile(run)):
+        how = "go on with it by --resume" if args.train else f"sample from it with --ckpt {out}"
+        raise ValueError(f"{out} holds a trained run: {how}, or name another folder with --out")
+    return make_folder(out)
+
+
+def make_folder(out) -> Path:
+    """Create a folder, and make sure that files can be written there.  Raises ValueError."""
+    out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / f".writable{rank()}", b"")
@@ -284,7 +314,7 @@ def close_run(out, config, result):
     """The last files of a run: metrics.json, and the config, so that a sampling that fails leaves the old one."""
     save_json(out / "metrics.json", result)
     save_json(out / "config.json", config)
-    print("wrote " + ", ".join(sorted(p.name for p in out.iterdir())) + f" in {out}")
+    print(f"{out} now holds " + ", ".join(sorted(p.name for p in out.iterdir())))
 
 
 def save_json(path, value):
@@ -359,7 +389,7 @@ def take_model_flags(args, given, checkpoint, keys):
     for key in keys:
         if key in given and getattr(args, key) != config[key]:
             flag = f"--{key.replace('_', '-')} {getattr(args, key)}"
-            raise ValueError(f"{flag} contradicts the checkpoint, which has {config[key]}")
+            raise ValueError(f"{flag} contradicts the checkpoint, which has {config[key]}: train another with --train")
         setattr(args, key, config[key])
 
 
@@ -401,7 +431,8 @@ def resume_settings(args, given, stored: dict, may_differ=("train_steps", "save_
             setattr(args, key, stored[key])
         elif key not in may_differ and value != stored[key]:
             flag = "--" + key.replace("_", "-")
-            raise ValueError(f"{flag} {value} contradicts the run, which was started with {stored[key]}: leave it out")
+            raise ValueError(f"{flag} {value} contradicts the run, which was started with {stored[key]}: leave it out "
+                             "(and sample as you like afterwards, with --ckpt)")
     if args.train_steps < stored.get("train_steps", 0):
         raise ValueError(f"--train-steps {args.train_steps} is less than the {stored['train_steps']} of the run")
     args.train = True
@@ -572,6 +603,8 @@ def finish_the_step():
     finally:
         for s, handler in old.items():
             signal.signal(s, handler)
+    if stop:  # it came while the last step was being saved
+        raise KeyboardInterrupt("the training is complete and saved; sample from it with --ckpt")
 
 
 def steps(start, total, unit="step"):
@@ -608,7 +641,7 @@ def ship(source, target):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Turn the last.pt of a run into the file that ships.")
+    parser = new_parser("training.py", "Turn the last.pt of a run into the file that ships.")
     parser.add_argument("source", help="checkpoint file or run folder")
     parser.add_argument("target", help="file to write")
     args = parser.parse_args(argv)

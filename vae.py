@@ -27,7 +27,6 @@ VAE: Kingma and Welling 2014 (arXiv 1312.6114).  Free bits: Kingma et al. 2016 (
 #                 "tqdm>=4.66,<5", "pooch>=1.8,<2"]
 # ///
 
-import argparse
 import math
 from pathlib import Path
 
@@ -44,6 +43,7 @@ MODEL_FLAGS = ("mode", "img_size", "n_types", "uncond", "z_dim", "beta")  # the 
 DIGITS = {"z_dim": 2, "beta": 0.2}  # the defaults that differ with --data mnist
 CURVES = (("training, z drawn: squared error per pixel", "mse_per_pixel"), ("KL, nats an image", "kl_nats"),
           ("held out, averaged weights, mean z: RMSE per pixel", "held_out.reconstruction_rmse"))
+ACTIVE = 0.05  # nats: a latent with more tells the decoder something
 EXAM, HELD_OUT, PROBED = 256, 512, 2048  # held-out images: while training, for the report, for what a latent knows
 
 # ---------------------------------------------------------------------------------------------------------- the network
@@ -283,7 +283,7 @@ def exam_report(net, x, condition, config, seed=0):
     each = error.square().mean((1, 2, 3)).sqrt()
     report = {"n_held_out": len(x), "reconstruction_rmse": error.square().mean().sqrt(),
               "reconstruction_worst": each.max(), "elbo_nats": elbo.mean(), "kl_nats": kl.sum(1).mean(),
-              "active_latents": (kl.mean(0) > 0.05).sum()}
+              "active_latents": (kl.mean(0) > ACTIVE).sum()}
     return {k: float(v) for k, v in report.items()}, torch.cat(recon)
 
 
@@ -563,7 +563,8 @@ def sample_crystals(net, config, args, out, device):
     traversal(net, mu, result["latents"], config, device, out / "traversal.png")
     table = result["latents"]
     print("latent   KL/nats" + "".join(f"  R2 {key:8}" for key in table if key not in ("kl_nats", "latent")))
-    for i, j in enumerate(table["latent"][:8]):
+    active = sum(kl > ACTIVE for kl in table["kl_nats"])
+    for i, j in enumerate(table["latent"][: max(8, active)]):
         values = [table[key][i] for key in table if key not in ("kl_nats", "latent")]
         print(f"{j:6}{table['kl_nats'][i]:10.2f}" + "".join(f"{v:13.2f}" for v in values))
     return result
@@ -573,8 +574,7 @@ def sample_crystals(net, config, args, out, device):
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(prog="vae.py", description=__doc__.split("\n\n")[0],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = training.new_parser("vae.py", __doc__)
     add = parser.add_argument_group("model and data (a checkpoint knows its own)").add_argument
     add("--data", choices=("crystals", "mnist"), default="crystals", help="what is learned (default %(default)s)")
     add("--data-dir", metavar="DIR", default="data",
@@ -620,7 +620,7 @@ def main(argv=None):
         # MoP takes its examples from the training set, which the seed of the training decides, not that of the sampling
         trained = config if args.train else checkpoint["config"]
         net = None if args.train else training.load_net(build(trained), checkpoint, args, device)
-        out = training.run_folder(args, "vae", f"{args.data}_{which}_seed{args.seed}")
+        out = training.run_folder(args, "vae", f"{args.data}_{which}_seed{args.seed}", args.ckpt)
         print(f"device {device}, {args.precision}; output in {out}")
         if args.train:
             training.save_json(out / "config.json", config)

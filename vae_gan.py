@@ -32,7 +32,6 @@ VAE-GAN: Larsen et al. 2016 (arXiv 1512.09300).  PatchGAN: Isola et al. 2017 (16
 #                 "tqdm>=4.66,<5", "pooch>=1.8,<2"]
 # ///
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -423,8 +422,7 @@ def sample(nets, judge, args, out, device):
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(prog="vae_gan.py", description=__doc__.split("\n\n")[0],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = training.new_parser("vae_gan.py", __doc__)
     add = parser.add_argument_group("model and data (a checkpoint knows its own)").add_argument
     add("--scheme", choices=SCHEMES, default="composite",
         help="simple: the VAE alone; composite: with perceptual loss and adversary (default %(default)s)")
@@ -500,7 +498,8 @@ def main(argv=None):
         if not args.train:
             nets = {k: training.load_net(build(c["config"]), c, args, device) for k, c in checkpoints.items()}
         what = "judge" if args.make_judge else "compare" if args.compare else args.scheme
-        out = training.run_folder(args, "vae_gan", f"mnist_{what}_seed{args.seed}")
+        run = None if args.compare else args.ckpt
+        out = training.run_folder(args, "vae_gan", f"mnist_{what}_seed{args.seed}", run)
         print(f"device {device}, {args.precision}; output in {out}")
         if args.train:
             training.save_json(out / "config.json", config)

@@ -83,7 +83,7 @@ def like(v, x):
 # ---------------------------------------------------------------------------------------------------------- the network
 
 
-def unit_waves(v, low, high, n):
+def waves(v, low, high, n):
     """sin and cos of v at n frequencies spaced geometrically from low to high: [..., 2 n]."""
     angle = v[..., None] * torch.logspace(math.log10(low), math.log10(high), n, device=v.device)
     return torch.cat([angle.sin(), angle.cos()], -1)
@@ -103,7 +103,7 @@ class Block(nn.Module):
     def forward(self, h, emb):
         scale, shift = self.film(emb)[:, :, None, None].chunk(2, 1)
         r = self.conv1(F.silu(self.norm1(h)))
-        return h + self.conv2(F.silu(torch.addcmul(shift, self.norm2(r), 1 + scale)))
+        return h + self.conv2(F.silu(torch.addcmul(shift, self.norm2(r), 1 + scale)))  # FiLM: norm (1 + scale) + shift
 
 
 class UNet(nn.Module):
@@ -120,8 +120,9 @@ class UNet(nn.Module):
         super().__init__()
         self.schedule = schedule
         a, b, c = widths
-        self.embed = nn.Sequential(nn.Linear(64 + 25, d_emb), nn.SiLU(), nn.Linear(d_emb, d_emb), nn.SiLU())
-        self.stem = nn.Conv2d(16 + 2 + 24, a, 3, padding=1)
+        time, told, pixels, coordinates, sines = 64, 25, 16, 2, 24  # told: what condition.features() gives
+        self.embed = nn.Sequential(nn.Linear(time + told, d_emb), nn.SiLU(), nn.Linear(d_emb, d_emb), nn.SiLU())
+        self.stem = nn.Conv2d(pixels + coordinates + sines, a, 3, padding=1)
         self.down1, self.enc = nn.Conv2d(a, b, 2, stride=2), Block(b, d_emb)
         self.down2, self.mid1, self.mid2 = nn.Conv2d(b, c, 2, stride=2), Block(c, d_emb), Block(c, d_emb)
         self.up2, self.dec2 = nn.Conv2d(c, 4 * b, 1), Block(b, d_emb)
@@ -134,17 +135,20 @@ class UNet(nn.Module):
         """Time as sines of its log-SNR, type and angle as features: [N, d_emb]."""
         fine = t.double().clamp_min(1e-9) if t.device.type != "mps" else t  # which has no float64
         log_snr = self.schedule.log_snr(fine)
-        time = unit_waves(log_snr.float().clamp(-20, 20) / 2, 0.1, 20, 32)
+        time = waves(log_snr.float().clamp(-20, 20) / 2, 0.1, 20, 32)
         return self.embed(torch.cat([time, condition.features()], 1))
 
     def position(self, cells, condition):
-        """Cell centres from the image centre, in 32 px, and their sines (wavelengths 128 to 8 px): [N, 26, ...]."""
+        """Cell centres relative to the image centre, in units of 32 px, and their sines (wavelengths 128 to 8 px).
+
+        [N, 26, cells, cells].  A cell is 4 px, and pixel i has its centre at i: the first cell's lies at 1.5.
+        """
         theta = condition.cont[:, 1] * condition.known
         centre = (4 * torch.arange(cells, device=theta.device) + 1.5 - 2 * cells) / 32
         y, x = centre[:, None], centre[None, :]
         cos, sin = theta.cos()[:, None, None], theta.sin()[:, None, None]
         uv = torch.stack([cos * x + sin * y, cos * y - sin * x], 1)  # (N, 2, cells, cells)
-        return torch.cat([uv, unit_waves(uv, math.pi / 2, 8 * math.pi, 6).permute(0, 1, 4, 2, 3).flatten(1, 2)], 1)
+        return torch.cat([uv, waves(uv, math.pi / 2, 8 * math.pi, 6).permute(0, 1, 4, 2, 3).flatten(1, 2)], 1)
 
     def forward(self, x, t, condition):
         with torch.autocast(x.device.type, enabled=False):  # positions and angles deserve all their digits
@@ -169,8 +173,8 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(width, 2))
 
     def forward(self, x, t, condition):
-        time = unit_waves(self.schedule.log_snr(t.clamp_min(1e-6)).clamp(-20, 20) / 2, 0.1, 5, 16)
-        return self.layers(torch.cat([x, unit_waves(x, 0.5, 8, 8).flatten(1), time], 1)).float()
+        time = waves(self.schedule.log_snr(t.clamp_min(1e-6)).clamp(-20, 20) / 2, 0.1, 5, 16)
+        return self.layers(torch.cat([x, waves(x, 0.5, 8, 8).flatten(1), time], 1)).float()
 
 
 def build(config):
@@ -200,9 +204,9 @@ def exact_eps(config):
     if config["data"] != "crystals":
         mixture = load_source(config)
         return lambda x, t, condition: torch.from_numpy(mixture.eps(x.double().numpy(), t)).to(x)
-    denoiser = metrics.ExactDenoiser(config["img_size"])
     if config["mode"] == "full":
         return None
+    denoiser = metrics.ExactDenoiser(config["img_size"])
     return lambda x, t, condition: denoiser.eps(x, *schedule.at(t)[1:], condition.kind, condition.cont[:, 1])
 
 
@@ -227,7 +231,10 @@ def guided(eps, condition, w):
 
 
 def reverse_sde(eps, x, times, schedule, noise):
-    """Reverse SDE by Euler-Maruyama.  noise: an iterable of one standard normal, shaped like x, a step."""
+    """Reverse SDE by Euler-Maruyama: time runs backwards, so dt = s - t is negative and the drift changes sign.
+
+    noise: an iterable of one standard normal, shaped like x, a step.
+    """
     noise = iter(noise)
     for t, s in pairwise(times):
         beta, alpha, sigma = schedule.at(t)
@@ -255,16 +262,21 @@ def probability_flow(eps, x, times, schedule, noise=None):
 
 
 def dpmpp_2m(eps, x, times, schedule, noise=None):
-    """Probability-flow ODE by DPM-Solver++(2M): exact but for x0_hat, which it extrapolates linearly in lambda."""
-    before = None  # x0_hat and step in lambda = log(alpha / sigma) of the step before
+    """Probability-flow ODE by DPM-Solver++(2M).  With lambda = log(alpha / sigma) the flow is, exactly,
+
+        x_s = sigma_s / sigma_t x_t + sigma_s * integral of e^lambda x0_hat(lambda) dlambda from lambda_t to lambda_s,
+
+    in which x0_hat is replaced by D, its linear extrapolation from the last two calls to the middle of the step.
+    """
+    x0_before = h_before = None
     for t, s in pairwise(times):
         (_, alpha, sigma), (_, alpha_s, sigma_s) = schedule.at(t), schedule.at(s)
         x0_hat = (x - sigma * eps(x, t)) / alpha
         yield t, x, x0_hat
         h = math.log(alpha_s / sigma_s) - math.log(alpha / sigma)
-        D = x0_hat if before is None else x0_hat + h / (2 * before[1]) * (x0_hat - before[0])
+        D = x0_hat if x0_before is None else x0_hat + h / (2 * h_before) * (x0_hat - x0_before)
         x = sigma_s / sigma * x - alpha_s * math.expm1(-h) * D
-        before = x0_hat, h
+        x0_before, h_before = x0_hat, h
     yield from x0_prediction(eps, x, times[-1], schedule)
 
 
@@ -279,7 +291,10 @@ SAMPLERS = {"sde": reverse_sde, "ode": probability_flow, "dpmpp": dpmpp_2m}
 
 
 def time_grid(steps, t_end, kind, schedule):
-    """Times of a sampler that calls the network `steps` times (Heun: twice but once), the last at t_end, for x_0."""
+    """Times at which a sampler calls the network `steps` times (Heun: 2 steps - 1), the last at t_end, for x_0.
+
+    kind: uniform in t; quadratic, denser near the data; or logsnr, equal steps of log(alpha^2 / sigma^2).
+    """
     vp = reference.VPSchedule(schedule.beta_min, schedule.beta_max)
     return reference.time_grid(steps - 1, 1.0, t_end, kind, vp).tolist() if steps > 1 else [1.0]
 
@@ -303,9 +318,13 @@ def training_batch(config, step, source, n, held_out=False):
     return x_u8.float() / 127.5 - 1, condition
 
 
-def loss_of(net, x0, condition, t, eps):
-    """Mean square of v - v_theta, v = alpha eps - sigma x_0: the error of eps over alpha^2, or of x_0 over sigma^2."""
-    alpha, sigma = (like(a, x0) for a in getattr(net, "module", net).schedule.alpha_sigma(t))  # DDP wraps it
+def loss_of(net, schedule, x0, condition, t, eps):
+    """Mean square of v - v_theta, v = alpha eps - sigma x_0: the error of eps over alpha^2, or of x_0 over sigma^2.
+
+    v has size 1 at every t and never becomes trivial: near the data it is the noise, near noise it is the data, where
+    to predict eps would be to copy x_t.
+    """
+    alpha, sigma = (like(a, x0) for a in schedule.alpha_sigma(t))
     v = alpha * eps - sigma * x0
     return (net(alpha * x0 + sigma * eps, t, condition) - v).square().mean()
 
@@ -318,14 +337,34 @@ def update_ema(ema, net, decay, step):
         kept.copy_(new)
 
 
+def gradient_of(net, schedule, optimizer, config, step, source, device, rows):
+    """Leave the gradient of training step `step`, on rows `rows` of its batch, and return the loss and its norm."""
+    n = config["batch_size"]
+    x0, condition = training_batch(config, step, source, n)
+    g = training.generator(config["seed"], step, 0)
+    t = (torch.arange(n) + torch.rand(n, generator=g)) / n  # one in each n-th of [0, 1]: a less noisy gradient
+    eps = torch.randn(x0.shape, generator=g)
+    condition = condition._replace(known=torch.rand(n, generator=g) >= config["p_uncond"])  # the rest learn w = 0
+    x0, t, eps = (v[rows].to(device) for v in (x0, t, eps))
+    condition = condition.map(lambda c: c[rows].to(device))
+    for group in optimizer.param_groups:
+        group["lr"] = training.learning_rate(step, config["train_steps"], config["lr"])
+    with training.autocast(device, config["precision"]):
+        loss = loss_of(net, schedule, x0, condition, t, eps)
+    optimizer.zero_grad()
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    return loss.item(), norm.item()
+
+
 @torch.no_grad()
 def score_error(eps_theta, exact, x0, condition, schedule, seed, bins=8):
     """E|eps_theta - eps*|^2 / D, the error of the score times sigma, at the middle of each of `bins` stretches of t.
 
-    exact is the closed form, so the best possible value is 0 (None, in mode full: then it is the loss).  For crystals
-    it is also the loss of an eps-predictor, less the loss of the best one: given its condition a crystal of type 0, 2
-    or 3 is one point and eps* is the noise itself; only for rectangular ones, whose aspect nobody tells, does the best
-    loss (reported beside it) differ from 0.
+    exact is the closed form eps*, so the best possible value is 0.  In mode full there is none: eps itself takes its
+    place, and what is reported is the loss of an eps-predictor.  For crystals of types 0, 2, 3 the two are the same,
+    because the condition leaves one image and eps* = eps; for rectangular ones, whose aspect nobody tells, the loss of
+    network and closed form are reported as well.
     """
     rect, report = condition.kind == 1, {"bins": {}, "loss_rectangular": {}, "best_rectangular": {}}
     eps = torch.randn(x0.shape, generator=training.generator(seed, 2**40))
@@ -355,27 +394,12 @@ def train(config, out, device, checkpoint=None):
 
     with training.finish_the_step() as stop:
         for step in (bar := training.steps(start, config["train_steps"])):
-            x0, condition = training_batch(config, step, source, n := config["batch_size"])
-            g = training.generator(config["seed"], step, 0)
-            t = (torch.arange(n) + torch.rand(n, generator=g)) / n  # one in each n-th of [0, 1]: a less noisy gradient
-            eps = torch.randn(x0.shape, generator=g)
-            condition = condition._replace(known=torch.rand(n, generator=g) >= config["p_uncond"])
-            x0, t, eps = (v[rows].to(device) for v in (x0, t, eps))
-            condition = condition.map(lambda c: c[rows].to(device))
-
-            for group in optimizer.param_groups:
-                group["lr"] = training.learning_rate(step, config["train_steps"], config["lr"])
-            with training.autocast(device, config["precision"]):
-                loss = loss_of(wrapped, x0, condition, t, eps)
-            optimizer.zero_grad()
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            training.check_finite(loss.item() + norm.item(), step + 1, out)
+            loss, norm = gradient_of(wrapped, net.schedule, optimizer, config, step, source, device, rows)
+            training.check_finite(loss + norm, step + 1, out)
             optimizer.step()
             update_ema(ema, net, config["ema_decay"], step)
-
-            total, done, stopped = total + training.mean_over_processes(loss.item()), step + 1, training.anywhere(stop)
-            last = done == config["train_steps"]
+            loss, done, stopped = training.mean_over_processes(loss), step + 1, training.anywhere(stop)
+            total, last = total + loss, done == config["train_steps"]
             if main and (done % every == 0 or last):
                 eps_theta, mean = eps_of(ema, device, config["precision"]), total / (done - since)
                 report = score_error(eps_theta, exact, *exam, net.schedule, config["seed"])
@@ -426,6 +450,7 @@ def draw(eps, condition, shape, args, schedule, keys=None):
     with tqdm(total=calls, desc="sampling", unit="step", dynamic_ncols=True, leave=False, disable=None) as bar:
         for start in range(0, n, args.sample_batch):
             rows = slice(start, min(start + args.sample_batch, n))
+            # the first noise is the start, the others are those of the steps
             noise = endless_noise(args.seed, [keys[i] for i in range(n)[rows]], shape)
             eps_w = guided(eps, condition.map(lambda c, rows=rows: c[rows]), args.cfg)
             for i, (t, x, x0_hat) in enumerate(SAMPLERS[args.sampler](eps_w, next(noise), times, schedule, noise)):
@@ -494,8 +519,7 @@ def sample_points(eps, config, args, out, schedule):
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(prog="vp_sde.py", description=__doc__.split("\n\n")[0],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = training.new_parser("vp_sde.py", __doc__)
     add = parser.add_argument_group("model and data (a checkpoint knows its own)").add_argument
     add("--data", choices=("crystals", "S", "circle"), default="crystals",
         help="images, or a 2-D mixture (default %(default)s)")
@@ -508,7 +532,7 @@ def make_parser():
     add("--sampler", choices=tuple(SAMPLERS), default="sde",
         help="sde: reverse SDE, Euler-Maruyama; ode: flow, Heun; dpmpp: DPM-Solver++(2M) (default %(default)s)")
     add("--steps", type=training.count, default=300,
-        help="network calls per sample; Heun makes twice as many (default %(default)s)")
+        help="network calls per sample; ode makes 2 steps - 1 (default %(default)s)")
     add("--grid", choices=("uniform", "quadratic", "logsnr"), default="logsnr",
         help="spacing of the times (default %(default)s)")
     add("--cfg", type=training.number(float, 0), default=None,
@@ -559,9 +583,10 @@ def main(argv=None):
         args.precision = training.pick_precision(args.precision, device)
         config, schedule = vars(args), VP(args.beta_min, args.beta_max)
         net = training.load_net(build(config), checkpoint, args, device) if checkpoint and not args.train else None
-        out = training.run_folder(args, "vp_sde", f"{args.data}_{args.sampler}_seed{args.seed}")
+        out = training.run_folder(args, "vp_sde", f"{args.data}_{args.sampler}_seed{args.seed}", args.ckpt)
         if main := training.rank() == 0:
-            print(f"device {device}, {args.precision}; output in {out}")
+            exact = f"; exact denoiser, CFG {args.cfg:g}" if args.oracle else ""
+            print(f"device {device}, {args.precision}{exact}; output in {out}")
         if args.train:
             if main:
                 training.save_json(out / "config.json", config)

@@ -178,8 +178,8 @@ def main(argv=None):
         net = dddm.build(config)
         optimizer = torch.optim.AdamW(net.parameters(), lr=0.0)
         rows = slice(0, args.batch_size)
-        step = median(partial(dddm.train_step, net, optimizer, config, 0, None, device, rows), args.repeats)
-        line(f"dddm.py, gradients of a step, --shared {shared}", 1000 * step, "ms", "dddm.train_step, crystals, m = 2")
+        step = median(partial(dddm.gradient_of, net, optimizer, config, 0, None, device, rows), args.repeats)
+        line(f"dddm.py, gradients of a step, --shared {shared}", 1000 * step, "ms", "dddm.gradient_of, crystals, m = 2")
     imported = [sys.executable, "-c", "import vp_sde"]
     imports = median(lambda: subprocess.run(imported, cwd=ROOT, check=True), args.repeats)
     line("imports", imports, "s", 'python -c "import vp_sde"')

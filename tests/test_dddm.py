@@ -337,7 +337,7 @@ def test_every_knob_changes_the_loss():
 
     def loss(**more):
         c = config | more
-        return dddm.train_step(net, optimizer, c, 0, source, device, slice(0, 4))[0]
+        return dddm.gradient_of(net, optimizer, c, 0, source, device, slice(0, 4))[0]
 
     losses = [loss(), loss(beta=0.5), loss(lam=0.5), loss(m=2), loss(weight="sigmoid"),
               loss(weight="sigmoid", w_bias=-1.0), loss(seed=1)]
@@ -357,7 +357,7 @@ def gradients_of_dddm(config):
     dddm.training_batch = lambda *a: tuple(v.double() if torch.is_tensor(v) else v for v in draw(*a))
     wrapped, sgd = training.share_gradients(net), torch.optim.SGD(net.parameters(), lr=0.0)
     rows = training.my_share(config["batch_size"])
-    loss, _ = dddm.train_step(wrapped, sgd, config, 3, source, torch.device("cpu"), rows)
+    loss, _ = dddm.gradient_of(wrapped, sgd, config, 3, source, torch.device("cpu"), rows)
     dddm.training_batch = draw
     return [training.mean_over_processes(loss), *(p.grad for p in net.parameters())]
 
@@ -367,7 +367,8 @@ def gradients_of_vp_sde():
     x0, condition = vp_sde.training_batch(config, 0, source, n)
     t, eps, rows = torch.rand(n, generator=g), torch.randn(n, 2, generator=g), training.my_share(n)
     wrapped = training.share_gradients(net)
-    loss = vp_sde.loss_of(wrapped, x0[rows].double(), condition.map(lambda c: c[rows]), t[rows], eps[rows])
+    x0, t, eps, condition = x0[rows].double(), t[rows], eps[rows], condition.map(lambda c: c[rows])
+    loss = vp_sde.loss_of(wrapped, net.schedule, x0, condition, t, eps)
     loss.backward()
     return [training.mean_over_processes(loss.item()), *(p.grad for p in net.parameters())]
 

@@ -295,6 +295,14 @@ def namespace(**settings):
     return argparse.Namespace(**(dict(out=None, train=False, resume=False) | settings))
 
 
+def test_a_lattice_has_a_number_and_a_name():
+    for i, name in enumerate(("square", "rectangular", "triangular", "honeycomb")):
+        assert training.lattice(name) == training.lattice(str(i)) == i
+    for text in ("4", "-1", "cubic"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            training.lattice(text)
+
+
 def test_run_folder(tmp_path, monkeypatch, saved):
     monkeypatch.chdir(tmp_path)
     assert str(training.run_folder(namespace(), "toy", "a")) == os.path.join("outputs", "toy", "a")
@@ -305,9 +313,16 @@ def test_run_folder(tmp_path, monkeypatch, saved):
         with pytest.raises(ValueError, match="cannot write into"):
             training.run_folder(namespace(out=out), "toy", "a")
     assert file.read_text() == "precious"
-    with pytest.raises(ValueError, match="add --resume"):
+    with pytest.raises(ValueError, match="by --resume"):
         training.run_folder(namespace(out=tmp_path, train=True), "toy", "a")
     assert training.run_folder(namespace(out=tmp_path, train=True, resume=True), "toy", "a") == tmp_path
+    for run in (tmp_path, saved):  # samples of a run go beside it
+        assert training.run_folder(namespace(), "toy", "a", run) == tmp_path
+        assert training.run_folder(namespace(out=tmp_path), "toy", "a", str(run)) == tmp_path
+        assert training.run_folder(namespace(out=tmp_path / "outputs"), "toy", "a", run) == tmp_path / "outputs"
+    for run in (None, tmp_path / "outputs", file):  # those of another network do not
+        with pytest.raises(ValueError, match="--ckpt"):
+            training.run_folder(namespace(out=tmp_path), "toy", "a", run)
     assert sorted(os.listdir(tmp_path)) == ["file", "last.pt", "outputs"]
 
 
@@ -367,8 +382,8 @@ def test_the_log_of_a_resumed_run_goes_on_where_the_checkpoint_is(tmp_path):
 
 def test_signals_wait_for_the_step():
     old = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with training.finish_the_step() as stop:
-        assert not stop
+    with pytest.raises(KeyboardInterrupt, match="complete and saved"), training.finish_the_step() as stop:
+        assert not stop  # the loop looks at it after every step, so here the signals came after the last one
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
         assert stop

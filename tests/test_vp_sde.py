@@ -158,8 +158,8 @@ def test_eps_score_v_and_x0_are_one_thing():
         torch.testing.assert_close(-got / sigma, score, rtol=1e-9, atol=1e-9)
         if alpha > 0.01:
             torch.testing.assert_close((x - sigma * got) / alpha, x0, rtol=0, atol=1e-10)
-        loss = vp_sde.loss_of(net, x0, None, torch.full((4,), t), eps)
-        assert loss < 1e-12 and vp_sde.loss_of(net, x0 + 1, None, torch.full((4,), t), eps) > 1e-3
+        loss = vp_sde.loss_of(net, VP(), x0, None, torch.full((4,), t), eps)
+        assert loss < 1e-12 and vp_sde.loss_of(net, VP(), x0 + 1, None, torch.full((4,), t), eps) > 1e-3
 
 
 # --------------------------------------------------------------------------------------------------------- the samplers
@@ -668,7 +668,8 @@ FLAGS = ["--stpes 3", "--steps 0", "--steps -1", "--steps 2.5", "--steps x", "--
          "--n-types 5", "--n-types 0", "--beta-min 0", "--beta-min nan", "--beta-min 50", "--beta-max -2",
          "--beta-max 1e9", "--beta-max 1e-3", "--p-uncond 2", "--lr 0", "--ema-decay 1", "--epochs 0",
          "--train-steps 0", "--batch-size -5", "--save-every 0", "--mode cubic", "--data moons", "--data S --cfg 2",
-         "--data S --kind 1", "--oracle --cfg 2", "--oracle --mode full", "--resume", "extra"]
+         "--data S --kind 1", "--oracle --cfg 2", "--oracle --mode full", "--resume", "extra", "--step 3",
+         "--kind cubic", "--theta 45"]
 FILES = {
     "a checkpoint that is missing": (lambda t, d: ["--ckpt", d / "no.pt"], "there is no checkpoint"),
     "an empty run folder": (lambda t, d: ["--ckpt", d], "there is no checkpoint"),
@@ -679,7 +680,8 @@ FILES = {
     "a config without its keys": (lambda t, d: ["--ckpt", edited(t, d / "a.pt", config={"data": "S"})], "mode"),
     "a model flag that contradicts": (lambda t, d: ["--ckpt", t, "--img-size", 32], "--img-size 32 contradicts"),
     "raw weights of a shipped file": (lambda t, d: ["--ckpt", shipped(t, d / "s.pt"), "--use-ema", 0], "averaged"),
-    "training into the folder of a run": (lambda t, d: ["--train", "--out", t], "add --resume"),
+    "training into the folder of a run": (lambda t, d: ["--train", "--out", t], "by --resume"),
+    "samples of another network": (lambda t, d: ["--oracle", "--out", t], "sample from it with --ckpt"),
     "training from a checkpoint": (lambda t, d: ["--train", "--ckpt", t], "leave --ckpt out"),
     "nothing to resume": (lambda t, d: ["--resume", "--out", d / "no"], "nothing to resume"),
     "resume without a folder": (lambda t, d: ["--resume"], "--out DIR"),
