@@ -126,7 +126,7 @@ def clouds(path, columns, gmm):
     density = np.exp(gmm.log_prob(np.stack(np.meshgrid(x_axis, y_axis), -1).reshape(-1, 2)))
     ranked = np.sort(density)[::-1]
     levels = ranked[np.searchsorted(np.cumsum(ranked) / ranked.sum(), [0.95, 0.5])]
-    size = 2.8 * len(columns), 2.8 * (high[1] - low[1]) / (high[0] - low[0]) + 0.4
+    size = 2.8 * len(columns), 2.8 * (high[1] - low[1]) / (high[0] - low[0]) + 0.6
     figure, axes = plt.subplots(1, len(columns), figsize=size, layout="constrained")
     for ax, (title, x) in zip(axes, columns.items(), strict=True):
         ax.plot(*x[:2000].T, "o", ms=1.6, mew=0, alpha=0.5, color="#1f4e79")
