@@ -390,7 +390,7 @@ def sample(net, vae_net, vae_config, args, out, device):
         nearest = metrics.crystal_error(x[prior][:36]) if told else fit  # a slow search, so of the first 36 only
         result[prior]["error_nearest_of_any"] = float(nearest.error[:36].mean())
         rows.append(f"{name:16}" + "".join(f"{result[prior].get(key, math.nan):14.5f}" for key in COLUMNS))
-    print(" " * 16 + "".join(f"{title:>14}" for title in COLUMNS.values()) + f"      (n = {args.n})")
+    print(f"{'crystal error':16}" + "".join(f"{title:>14}" for title in COLUMNS.values()) + f"      (n = {args.n})")
     floors = [result["mop"][f"{key}_floor"] for key in ("crystal_error", "crystal_error", "mass_w1", "fft_radial_l2")]
     print("\n".join([*rows, f"{'true crystals':16}" + "".join(f"{v:14.5f}" for v in floors)]))
     captions = [metrics.caption(*case) for case in zip(fit.kind[:36], fit.theta[:36], fit.aspect[:36], strict=True)]
@@ -403,7 +403,7 @@ def sample(net, vae_net, vae_config, args, out, device):
     return result | {"seconds": clock()}
 
 
-COLUMNS = {"crystal_error_mean": "crystal error", "error_nearest_of_any": "any, first 36", "mass_w1": "mass_w1",
+COLUMNS = {"crystal_error_mean": "to the asked", "error_nearest_of_any": "to any (36)", "mass_w1": "mass_w1",
            "fft_radial_l2": "fft_radial_l2"}
 
 # ----------------------------------------------------------------------------------------------------- the command line

@@ -43,7 +43,7 @@ import data
 import metrics
 import pictures
 import training
-from vae import channels_last, kl_nats, loss_of, reparameterise, update_ema
+from vae import ACTIVE, channels_last, kl_nats, loss_of, reparameterise, update_ema
 
 MODEL_FLAGS = ("scheme", "z_dim", "beta")  # the checkpoint knows these
 SCHEMES = ("simple", "composite")
@@ -372,7 +372,7 @@ def report(net, judge, real, args, device):
             "gradient_energy": metrics.gradient_energy(x) / said["gradient_energy"],
             "reconstruction_mse": (x_hat - tests).square().mean().item(), "n_reconstructed": len(tests),
             "reconstruction_gradient_energy": metrics.gradient_energy(x_hat) / metrics.gradient_energy(tests),
-            "kl_nats": kl.sum(1).mean().item(), "active_latents": int((kl.mean(0) > 0.05).sum()),
+            "kl_nats": kl.sum(1).mean().item(), "active_latents": int((kl.mean(0) > ACTIVE).sum()),
             "real": said}, x, digits, reconstruct(net, digits, device, args.precision)[0]
 
 

@@ -53,7 +53,6 @@ def start(script, argv, log, room=None):
         return child
     status = 70
     try:
-        os.setsid()
         words = log if isinstance(log, int) else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(words, 1)
         os.dup2(words, 2)
@@ -117,14 +116,14 @@ def test_kill_9_while_training(which, tmp_path):
         assert time.perf_counter() < began + 300 and os.waitpid(child, os.WNOHANG) == (0, 0), log.read_text()
         time.sleep(0.01)
     usual = time.perf_counter() - began
-    os.killpg(child, signal.SIGKILL)
+    os.kill(child, signal.SIGKILL)
     status_of(child)
     whole(tmp_path / "measured")
     for i in range(10):
         child = start(script, [*(["--resume"] if (out / "last.pt").exists() else fresh), "--out", out], log)
         time.sleep(rng.uniform(0, usual if i < 2 else 2 * usual))
         assert os.waitpid(child, os.WNOHANG) == (0, 0), log.read_text()  # not ended by itself
-        os.killpg(child, signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)
         assert status_of(child) == -signal.SIGKILL
         if out.exists():
             whole(out)
@@ -152,7 +151,7 @@ def test_kill_9_while_sampling(which, tmp_path):
         child = start(script, [*sample, "--seed", 1, "--out", out], log)
         time.sleep(rng.uniform(0, 1.1 * usual))
         if os.waitpid(child, os.WNOHANG) == (0, 0):
-            os.killpg(child, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
             status_of(child)
         names = whole(out)
         assert names == sorted(contents)
