@@ -382,7 +382,7 @@ def open_checkpoint(args, given, script: str, shipped: str):
 
 
 def take_model_flags(args, given, checkpoint, keys):
-    """The model is what its checkpoint says, and so is its training.  ValueError for a flag that contradicts it."""
+    """The model is what its checkpoint says.  Raises ValueError for a flag that contradicts it."""
     config = checkpoint["config"]
     if missing := [key for key in (*keys, "seed") if key not in config]:
         raise ValueError(f"the checkpoint does not say its {missing[0]}: it is damaged, or of another version")
@@ -391,8 +391,6 @@ def take_model_flags(args, given, checkpoint, keys):
             flag = f"--{key.replace('_', '-')} {getattr(args, key)}"
             raise ValueError(f"{flag} contradicts the checkpoint, which has {config[key]}: train another with --train")
         setattr(args, key, config[key])
-    for key in {"train_steps", "batch_size", "lr", "epochs", "ema_decay", "save_every"} & set(config) - given:
-        setattr(args, key, config[key])  # so that the config.json of samples tells the truth about their network
 
 
 def load_net(net, checkpoint, args, device):

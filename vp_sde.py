@@ -557,7 +557,7 @@ def settle(args, given, checkpoint):
     args.n = (4096 if points else 36) if args.n is None else args.n
     if points:
         args.sample_batch = args.n  # a cloud is one batch
-        if args.train and not args.resume:
+        if not args.resume:
             args.train_steps = args.train_steps if "train_steps" in given else 4000
             args.batch_size = args.batch_size if "batch_size" in given else 1024
     if args.beta_max < args.beta_min:

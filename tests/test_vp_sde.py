@@ -597,8 +597,6 @@ def test_sampling_again_replaces_its_own_files_only(trained, tmp_path, capsys):
 
 def test_a_config_repeats_its_run(trained, tmp_path, capsys):
     first = sampled(tmp_path / "a", "--ckpt", trained, "--steps", 2, "--n", 3, "--cfg", 0.5, "--seed", 7)
-    found = json.loads((tmp_path / "a" / "config.json").read_text())
-    assert found["train_steps"] == 6 and found["batch_size"] == 2 and not found["train"]  # how its network was trained
     again = sampled(tmp_path / "b", "--config", tmp_path / "a" / "config.json")
     assert np.array_equal(first["x"], again["x"])
     points = ["--train", "--data", "S", "--train-steps", 2, "--batch-size", 8, "--n", 50, "--steps", 3]
