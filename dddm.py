@@ -244,8 +244,8 @@ class DiT(nn.Module):
             h = block(h, late)
         shift, scale = self.film(late)[:, None].chunk(2, 2)
         out = self.out(torch.addcmul(shift, F.layer_norm(h, h.shape[-1:]), 1 + scale))
-        # What is asked for holds a share of x_t itself, noise and all.  A token of few numbers cannot carry every pixel
-        # to the end, so x_t is added here, times a number that the network chooses.
+        # F has to cancel part of the noise in c_skip x_t, pixel by pixel, and a token of few numbers cannot carry that:
+        # so x_t is added here, times one number that the network chooses.
         through = self.skip(late).view(-1, m, 1, 1, 1) * x[:, None]
         return xhat(through + self.image(out).unflatten(0, (-1, m)))
 
@@ -296,7 +296,7 @@ def drawer(net, condition, normal, device, precision, xi_dim):
     def denoise(x, t):
         xi, times = normal((1, xi_dim)), torch.full((len(x),), t)
         with training.autocast(device, precision):
-            x_0 = net(*(v.to(device) for v in (x, times)), [c.to(device) for c in condition], xi.to(device))
+            x_0 = net(x.to(device), times.to(device), [c.to(device) for c in condition], xi.to(device))
         return x_0[:, 0].to(x.device)
 
     return denoise
@@ -385,7 +385,10 @@ def update_ema(ema, net, decay, step):
 
 
 def gradient_of(net, optimizer, config, step, source, device, rows):
-    """Leave the gradient of training step `step`, on rows `rows` of its batch, and return the loss and its norm."""
+    """Leave the clipped gradient of training step `step` in net; returns the loss and the norm before clipping.
+
+    rows: this process's share of the batch.  Sets the learning rate of the step as well.
+    """
     n, shape = config["batch_size"], (config["m"], config["xi_dim"])
     g = training.generator(config["seed"], step, 0)
     x_0, condition = training_batch(config, step, source, rows)
@@ -454,7 +457,7 @@ def train(config, out, device, checkpoint=None):
                 exams = [(key, key) for key in (log.lines or [{}])[-1] if key not in ("step", "loss", "seconds")]
                 pictures.loss_curve(out / "loss.png", log.lines, pictures.LOSS, *exams)
                 board.add(done, {}, {f"plots/{p.stem}": p for p in sorted(out.glob("*.png"))})
-            if stopped:
+            if stopped and not last:
                 raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
     return ema
 
@@ -649,7 +652,8 @@ def make_parser():
     add("--n", "--n-samples", type=training.number(int, 2, 10**7),
         help="samples (default 36; digits 1000; points 4096)")
     add("--sample-batch", type=training.count, default=36, help="images drawn at a time (default %(default)s)")
-    add("--kind", type=training.number(int, 0, 9), help="ask for one lattice type (0 to 3) or one class (0 to 9)")
+    add("--kind", type=lambda text: training.lattice(text) if text in data.KINDS else training.number(int, 0, 9)(text),
+        help="ask for one lattice type (0 to 3, or its name) or one class (0 to 9)")
     add("--theta", type=training.angle, help="crystals: ask for one angle, radians in [0, 1.0471]")
     add("--fid", action="store_true", help="cifar10: Inception FID; needs torchmetrics[image]")
     add("--wandb", action="store_true", help="log to Weights & Biases as well; needs wandb")

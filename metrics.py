@@ -73,8 +73,9 @@ def _condition(kind, theta, x):
 
 def _chunked(nearest, *columns):
     parts = [nearest(*(c[i : i + CHUNK] for c in columns)) for i in range(0, len(columns[0]), CHUNK)]
-    none = torch.empty(0)
-    return CrystalFit(*map(torch.cat, zip(*parts, strict=True))) if parts else CrystalFit(none, none.long(), none, none)
+    nothing = torch.empty(0)
+    empty = CrystalFit(nothing, nothing.long(), nothing, nothing)
+    return CrystalFit(*map(torch.cat, zip(*parts, strict=True))) if parts else empty
 
 
 def _nearest_of_condition(x, kind, theta):

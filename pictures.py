@@ -99,16 +99,17 @@ def evenly(times, n):
 def error_by_steps(path, steps, table, floor):
     """A PNG of |MMD^2| against number of steps, rows {name: values}; below `floor` exact samples scatter as well.
 
-    An unbiased estimate of nearly nothing is often negative: those points are hollow.
+    An unbiased estimate of nearly nothing is often negative: those points are hollow.  What is smaller than 3e-6 is
+    drawn there.
     """
     figure, ax = plt.subplots(figsize=(7, 4.4), layout="constrained")
     ax.axhspan(3e-6, floor, color="0.92")
     ax.text(1, 3.5e-6, "grey: exact samples scatter as much; hollow: negative", fontsize=8, color="0.4")
     looks = ("#1f4e79", "-o"), ("#2a9d6f", "--^"), ("#e08214", "-s"), ("#b2182b", "--v")
     for (name, values), (colour, line) in zip(table.items(), looks, strict=False):
-        ax.loglog(steps, np.abs(values), line, color=colour, ms=6, label=name)
-        negative = np.asarray(values) < 0
-        ax.loglog(np.asarray(steps)[negative], np.abs(values)[negative], line[-1], color=colour, ms=6, mfc="white")
+        heights, negative = np.maximum(np.abs(values), 3e-6), np.asarray(values) < 0
+        ax.loglog(steps, heights, line, color=colour, ms=6, label=name)
+        ax.loglog(np.asarray(steps)[negative], heights[negative], line[-1], color=colour, ms=6, mfc="white")
     ax.set(xlabel="steps, each one call of the network", ylabel="|MMD$^2$| to the true mixture", ylim=(3e-6, 2))
     ax.set_xticks(steps, steps)
     ax.minorticks_off()

@@ -7,7 +7,7 @@ A checkpoint is one plain dict
 and is all that is needed to go on: the draws of training step k depend on (seed, k) alone, so there is no random state
 to keep.  To turn the `last.pt` of a run into the small file that ships:
 
-    python training.py outputs/vp_sde/crystals_sde_seed0/last.pt assets/checkpoints/vp_sde.pt
+    python training.py outputs/vp_sde/crystals_sde_seed0_trained assets/checkpoints/vp_sde.pt
 """
 # /// script
 # requires-python = ">=3.11"
@@ -73,7 +73,9 @@ angle = number(float, 0, data.THETA_MAX, unit=" radians (60 degrees)")
 
 def lattice(text):
     """An argparse type: a lattice type, by its number or its name."""
-    return data.KINDS.index(text) if text in data.KINDS else number(int, 0, len(data.KINDS) - 1)(text)
+    if text not in (*data.KINDS, *map(str, range(len(data.KINDS)))):
+        raise argparse.ArgumentTypeError(f"must be 0 to 3, or one of {', '.join(data.KINDS)}, not {text!r}")
+    return data.KINDS.index(text) if text in data.KINDS else int(text)
 
 
 def side(text):
@@ -89,7 +91,7 @@ def shared_flags(parser, train_steps, batch_size, lr):
     add = parser.add_argument_group("run, training and device").add_argument
     add("--train", action="store_true", help="train first, then sample from what was trained")
     add("--resume", action="store_true", help="go on with the training in --out DIR, with the settings stored there")
-    add("--out", metavar="DIR", help="output folder (default: the run that --ckpt names, or one below outputs/)")
+    add("--out", metavar="DIR", help="output folder (default: one below outputs/, or below the run that --ckpt names)")
     add("--config", metavar="FILE", help="JSON with defaults, for instance the config.json of a run; flags win over it")
     add("--ckpt", metavar="PATH", help="checkpoint file or run folder (default: the one that ships)")
     add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="decides every random number (default %(default)s)")
@@ -175,7 +177,7 @@ def from_file(parser, settings: dict, path) -> dict:
         if key in defaults and not (type(value) is type(defaults[key]) and value == defaults[key]):
             switch = value is True and defaults[key] is False
             words.append("--" + key.replace("_", "-") + ("" if switch else f"={value}"))
-    parser.error = complain  # on this one parser, for as long as it reads a file
+    parser.error = complain  # argparse would end the program; what a file says wrongly is the caller's to tell
     try:
         return given_in(words, parser)
     finally:
@@ -284,17 +286,20 @@ SHIPPED = Path(__file__).parent / "assets" / "checkpoints"
 
 
 def run_folder(args, script: str, name: str, run=None) -> Path:
-    """Create the folder of a run before any work is done: --out, or that of the run that is sampled from, or a new one.
+    """Create the folder of a run before any work is done: --out, or one named after what it is.
 
-    run: the checkpoint file or run folder that is sampled from, if the user named one.  ValueError where the folder
-    cannot be made, or holds a trained run that this command is not about.
+    run: the checkpoint file or run folder that is sampled from, if the user named one: samples of a run go below it.  A
+    folder with a last.pt belongs to its training: anything but --resume raises ValueError, as does one that cannot be
+    made.
     """
-    run = run and (Path(run).parent if Path(run).name == "last.pt" else Path(run))
-    own = bool(run) and not args.train and (run / "last.pt").is_file()
-    out = Path(args.out or (run if own else Path("outputs", script, name)))
-    if (out / "last.pt").exists() and not args.resume and not (own and out.samefile(run)):
-        how = "go on with it by --resume" if args.train else f"sample from it with --ckpt {out}"
-        raise ValueError(f"{out} holds a trained run: {how}, or name another folder with --out")
+    source = Path(run) if run else None
+    source = source.parent if source and source.name == "last.pt" else source
+    of_a_run = source is not None and not args.train and (source / "last.pt").is_file()
+    usual = source / name if of_a_run else Path("outputs", script, name + "_trained" * args.train)
+    out = Path(args.out or usual)
+    if (out / "last.pt").exists() and not args.resume:
+        how = "go on with it by --resume, or " if args.train else ""
+        raise ValueError(f"{out} holds a trained run: {how}name another folder with --out")
     return make_folder(out)
 
 
@@ -594,8 +599,11 @@ def need_package(flag, package):
 
 @contextlib.contextmanager
 def finish_the_step():
-    """Ctrl-C, or a polite kill: the list yielded is no longer empty, and the loop saves before it stops.  More of them,
-    say from a user who sees it saving, change nothing."""
+    """Ctrl-C, or a polite kill: the list yielded is no longer empty, and the loop saves before it stops.
+
+    More of them, say from a user who sees it saving, change nothing.  One that comes too late for the loop, while the
+    last step is being saved, raises KeyboardInterrupt at the end.
+    """
     stop = []
     old = {s: signal.signal(s, lambda *_: stop.append(1)) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -603,7 +611,7 @@ def finish_the_step():
     finally:
         for s, handler in old.items():
             signal.signal(s, handler)
-    if stop:  # it came while the last step was being saved
+    if stop:
         raise KeyboardInterrupt("the training is complete and saved; sample from it with --ckpt")
 
 

@@ -290,7 +290,7 @@ def train(config, out, device, checkpoint=None):
                 more = dict(critic=critic.state_dict(), critic_optimizer=critic_optimizer.state_dict())
                 training.save_run(out, "vae_gan", config, done, net, ema, optimizer, **(more if composite else {}))
                 pictures.loss_curve(out / "loss.png", log.lines, *CURVES)
-            if stop:
+            if stop and done < config["train_steps"]:
                 raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
     return ema
 
@@ -485,7 +485,7 @@ def main(argv=None):
     parser = make_parser()
     with training.one_line_errors(parser):
         args, given = training.parse(parser, argv)
-        if args.make_judge and (args.train or args.resume or args.compare):
+        if args.make_judge and (args.train or args.resume or args.compare or args.ckpt):
             raise ValueError("--make-judge trains the judge and nothing else")
         checkpoints = {} if args.make_judge else opened(args, given)
         judge = None if args.make_judge else load_judge(args.judge or training.SHIPPED / "mnist_judge.pt")
@@ -498,7 +498,7 @@ def main(argv=None):
         if not args.train:
             nets = {k: training.load_net(build(c["config"]), c, args, device) for k, c in checkpoints.items()}
         what = "judge" if args.make_judge else "compare" if args.compare else args.scheme
-        run = None if args.compare else args.ckpt
+        run = None if args.compare or args.make_judge else args.ckpt
         out = training.run_folder(args, "vae_gan", f"mnist_{what}_seed{args.seed}", run)
         print(f"device {device}, {args.precision}; output in {out}")
         if args.train:

@@ -9,7 +9,7 @@
 draws 36 crystals from the checkpoint that ships and writes samples.png, reverse_diffusion.gif, samples.npz and
 metrics.json to outputs/vp_sde/crystals_sde_seed0/.  Other lessons:
 
-    python vp_sde.py --sampler dpmpp --steps 10       the same crystals from 10 network calls a crystal
+    python vp_sde.py --sampler dpmpp --steps 10       the same conditions by 10 network calls
     python vp_sde.py --oracle                         the same sampler with the exact denoiser: all error is its own
     python vp_sde.py --cfg 0                          no condition: the network has to invent type, angle and aspect
     python vp_sde.py --train --out outputs/mine       train from nothing, then sample
@@ -230,6 +230,11 @@ def guided(eps, condition, w):
 # is (0, x0_hat, x0_hat): the prediction of x_0 from times[-1].  Steps t -> s are made of Python numbers in float64.
 
 
+def x0_of(x, eps, alpha, sigma):
+    """The kernel x = alpha x_0 + sigma eps, solved for x_0."""
+    return (x - sigma * eps) / alpha
+
+
 def reverse_sde(eps, x, times, schedule, noise):
     """Reverse SDE by Euler-Maruyama: time runs backwards, so dt = s - t is negative and the drift changes sign.
 
@@ -239,7 +244,7 @@ def reverse_sde(eps, x, times, schedule, noise):
     for t, s in pairwise(times):
         beta, alpha, sigma = schedule.at(t)
         e = eps(x, t)
-        yield t, x, (x - sigma * e) / alpha
+        yield t, x, x0_of(x, e, alpha, sigma)
         score = -e / sigma
         x = x + (beta / 2 * x + beta * score) * (t - s) + math.sqrt(beta * (t - s)) * next(noise)
     yield from x0_prediction(eps, x, times[-1], schedule)
@@ -251,7 +256,7 @@ def probability_flow(eps, x, times, schedule, noise=None):
     def slope(x, t):
         beta, alpha, sigma = schedule.at(t)
         e = eps(x, t)
-        return -beta / 2 * (x - e / sigma), (x - sigma * e) / alpha
+        return -beta / 2 * (x - e / sigma), x0_of(x, e, alpha, sigma)
 
     for t, s in pairwise(times):
         d1, x0_hat = slope(x, t)
@@ -266,12 +271,13 @@ def dpmpp_2m(eps, x, times, schedule, noise=None):
 
         x_s = sigma_s / sigma_t x_t + sigma_s * integral of e^lambda x0_hat(lambda) dlambda from lambda_t to lambda_s,
 
-    in which x0_hat is replaced by D, its linear extrapolation from the last two calls to the middle of the step.
+    in which x0_hat is replaced by a constant D: extrapolated linearly from the last two calls to the middle of the
+    step.  (The first step has one call only, and takes that.)
     """
     x0_before = h_before = None
     for t, s in pairwise(times):
         (_, alpha, sigma), (_, alpha_s, sigma_s) = schedule.at(t), schedule.at(s)
-        x0_hat = (x - sigma * eps(x, t)) / alpha
+        x0_hat = x0_of(x, eps(x, t), alpha, sigma)
         yield t, x, x0_hat
         h = math.log(alpha_s / sigma_s) - math.log(alpha / sigma)
         D = x0_hat if x0_before is None else x0_hat + h / (2 * h_before) * (x0_hat - x0_before)
@@ -282,7 +288,7 @@ def dpmpp_2m(eps, x, times, schedule, noise=None):
 
 def x0_prediction(eps, x, t, schedule):
     _, alpha, sigma = schedule.at(t)
-    x0_hat = (x - sigma * eps(x, t)) / alpha
+    x0_hat = x0_of(x, eps(x, t), alpha, sigma)
     yield t, x, x0_hat
     yield 0.0, x0_hat, x0_hat
 
@@ -321,8 +327,8 @@ def training_batch(config, step, source, n, held_out=False):
 def loss_of(net, schedule, x0, condition, t, eps):
     """Mean square of v - v_theta, v = alpha eps - sigma x_0: the error of eps over alpha^2, or of x_0 over sigma^2.
 
-    v has size 1 at every t and never becomes trivial: near the data it is the noise, near noise it is the data, where
-    to predict eps would be to copy x_t.
+    v is eps near the data and -x_0 near the noise, so the target never becomes trivial: to predict eps near the noise
+    would be to copy x_t.
     """
     alpha, sigma = (like(a, x0) for a in schedule.alpha_sigma(t))
     v = alpha * eps - sigma * x0
@@ -338,7 +344,10 @@ def update_ema(ema, net, decay, step):
 
 
 def gradient_of(net, schedule, optimizer, config, step, source, device, rows):
-    """Leave the gradient of training step `step`, on rows `rows` of its batch, and return the loss and its norm."""
+    """Leave the clipped gradient of training step `step` in net; returns the loss and the norm before clipping.
+
+    rows: this process's share of the batch.  Sets the learning rate of the step as well.
+    """
     n = config["batch_size"]
     x0, condition = training_batch(config, step, source, n)
     g = training.generator(config["seed"], step, 0)
@@ -411,7 +420,7 @@ def train(config, out, device, checkpoint=None):
                 pictures.loss_curve(out / "loss.png", log.lines)
                 if config["data"] == "crystals":
                     training_samples(eps_of(ema, device, config["precision"]), config, net.schedule, out, done)
-            if stopped:
+            if stopped and not last:
                 raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
     return ema
 
@@ -445,14 +454,14 @@ def draw(eps, condition, shape, args, schedule, keys=None):
     of at most 34 moments and at most 36 images.  Raises FloatingPointError.
     """
     n, times = len(condition.kind), time_grid(args.steps, args.t_end, args.grid, schedule)
-    keys, out, film, shown = keys or range(n), torch.empty(n, *shape), [], moments(times, schedule)
+    keys = list(range(n)) if keys is None else keys
+    out, film, shown = torch.empty(n, *shape), [], moments(times, schedule)
     calls = math.ceil(n / args.sample_batch) * args.steps
     with tqdm(total=calls, desc="sampling", unit="step", dynamic_ncols=True, leave=False, disable=None) as bar:
         for start in range(0, n, args.sample_batch):
-            rows = slice(start, min(start + args.sample_batch, n))
-            # the first noise is the start, the others are those of the steps
-            noise = endless_noise(args.seed, [keys[i] for i in range(n)[rows]], shape)
-            eps_w = guided(eps, condition.map(lambda c, rows=rows: c[rows]), args.cfg)
+            rows = slice(start, start + args.sample_batch)
+            noise = endless_noise(args.seed, keys[rows], shape)  # first the start, then the steps
+            eps_w = guided(eps, data.Condition(*(c[rows] for c in condition)), args.cfg)
             for i, (t, x, x0_hat) in enumerate(SAMPLERS[args.sampler](eps_w, next(noise), times, schedule, noise)):
                 if not bool(x.isfinite().all()):
                     what = f"the state blew up before t = {t:.4g}"

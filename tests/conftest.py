@@ -1,6 +1,7 @@
 """What several tests need: a folder of made-up digits, and what a user's mistake is to look like."""
 
 import gzip
+import re
 import struct
 
 import numpy as np
@@ -37,8 +38,8 @@ def mistake(capsys):
         with pytest.raises(SystemExit) as stop:
             main([str(word) for word in words])
         lines = capsys.readouterr().err.strip().splitlines()
-        assert stop.value.code == 2 and ": error: " in lines[-1]
-        assert len(lines) == 1 or lines[0].startswith("usage:") and not any("rror" in line for line in lines[:-1])
+        assert stop.value.code == 2 and re.match(r"\w+\.py: error: ", lines[-1])
+        assert len(lines) == 1 or (lines[0].startswith("usage:") and not any("rror" in line for line in lines[:-1]))
         return lines[-1]
 
     return line_of

@@ -362,15 +362,15 @@ def gradients_of_dddm(config):
     return [training.mean_over_processes(loss), *(p.grad for p in net.parameters())]
 
 def gradients_of_vp_sde():
-    config, n = dict(data="S", beta_min=0.1, beta_max=20.0, seed=0), 6
-    net, source, g = vp_sde.build(config).double(), vp_sde.load_source(config), torch.Generator().manual_seed(0)
-    x0, condition = vp_sde.training_batch(config, 0, source, n)
-    t, eps, rows = torch.rand(n, generator=g), torch.randn(n, 2, generator=g), training.my_share(n)
-    wrapped = training.share_gradients(net)
-    x0, t, eps, condition = x0[rows].double(), t[rows], eps[rows], condition.map(lambda c: c[rows])
-    loss = vp_sde.loss_of(wrapped, net.schedule, x0, condition, t, eps)
-    loss.backward()
-    return [training.mean_over_processes(loss.item()), *(p.grad for p in net.parameters())]
+    config = dict(data="S", beta_min=0.1, beta_max=20.0, seed=0, batch_size=6, p_uncond=0.1, lr=1e-3, train_steps=10,
+                  precision="float32")
+    net, source, draw = vp_sde.build(config).double(), vp_sde.load_source(config), vp_sde.training_batch
+    vp_sde.training_batch = lambda *a: (lambda x, condition: (x.double(), condition))(*draw(*a))
+    wrapped, sgd = training.share_gradients(net), torch.optim.SGD(net.parameters(), lr=0.0)
+    rows = training.my_share(config["batch_size"])
+    loss, _ = vp_sde.gradient_of(wrapped, net.schedule, sgd, config, 3, source, torch.device("cpu"), rows)
+    vp_sde.training_batch = draw
+    return [training.mean_over_processes(loss), *(p.grad for p in net.parameters())]
 
 def gradients(configs):
     torch.set_default_dtype(torch.float64)

@@ -114,6 +114,15 @@ def test_corners_of_the_range_are_found():
     assert (render(fit.kind, fit.theta, fit.aspect) - x).abs().max() < 1e-3
 
 
+def test_the_error_is_the_distance_to_the_crystal_that_was_found():
+    noise = torch.rand(4, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    x = (render([0, 1, 2, 3], [0.1, 0.5, 0.9, 0.3], 1.2) + 0.1 * noise).clamp(0, 1)
+    for told in ((), ([0, 1, 2, 3], [0.1, 0.5, 0.9, 0.3])):
+        fit = crystal_error(x, *told)
+        distance = (x - render(fit.kind, fit.theta, fit.aspect)).square().mean((1, 2, 3)).sqrt()
+        torch.testing.assert_close(fit.error, distance)
+
+
 def test_any_crystal_is_at_least_as_near_as_the_one_asked_for():
     torch.manual_seed(1)
     truth = render(KIND[:12], THETA[:12], 1.2)

@@ -11,6 +11,7 @@ import resource
 import signal
 import zipfile
 from functools import partial
+from pathlib import Path
 
 import imageio.v3 as iio
 import matplotlib
@@ -316,13 +317,15 @@ def test_run_folder(tmp_path, monkeypatch, saved):
     with pytest.raises(ValueError, match="by --resume"):
         training.run_folder(namespace(out=tmp_path, train=True), "toy", "a")
     assert training.run_folder(namespace(out=tmp_path, train=True, resume=True), "toy", "a") == tmp_path
-    for run in (tmp_path, saved):  # samples of a run go beside it
-        assert training.run_folder(namespace(), "toy", "a", run) == tmp_path
-        assert training.run_folder(namespace(out=tmp_path), "toy", "a", str(run)) == tmp_path
+    with pytest.raises(ValueError, match="another folder"):  # and samples, whoever made them, do not mix with a run
+        training.run_folder(namespace(out=tmp_path), "toy", "a", tmp_path)
+    new = Path("outputs", "toy")
+    assert training.run_folder(namespace(train=True), "toy", "a") == new / "a_trained"
+    for run in (None, file, tmp_path / "none.pt"):
+        assert training.run_folder(namespace(), "toy", "a", run) == new / "a"
+    for run in (tmp_path, saved, str(saved)):  # they go below it
+        assert training.run_folder(namespace(), "toy", "outputs", run) == tmp_path / "outputs"
         assert training.run_folder(namespace(out=tmp_path / "outputs"), "toy", "a", run) == tmp_path / "outputs"
-    for run in (None, tmp_path / "outputs", file):  # those of another network do not
-        with pytest.raises(ValueError, match="--ckpt"):
-            training.run_folder(namespace(out=tmp_path), "toy", "a", run)
     assert sorted(os.listdir(tmp_path)) == ["file", "last.pt", "outputs"]
 
 

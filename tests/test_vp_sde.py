@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from data import Condition
 from vp_sde import VP, UNet
 
 CPU, SCRIPT = torch.device("cpu"), Path(vp_sde.__file__)
+SAMPLES = {"config.json", "metrics.json", "reverse_diffusion.gif", "samples.npz", "samples.png"}  # what a run writes
 TINY = ["--train", "--img-size=16", "--batch-size=2", "--train-steps=6", "--save-every=2", "--steps=3", "--n=5"]
 
 
@@ -396,6 +398,38 @@ def test_only_crystals_of_unknown_aspect_have_a_best_loss_above_zero():
     assert vp_sde.score_error(exact, exact, x0, condition, VP(), 0, bins=3)["best_rectangular"] == {}
 
 
+class Spy(torch.nn.Module):
+    """A network that remembers what it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x, t, condition):
+        self.seen = x, t, condition
+        return self.w * x
+
+
+def test_a_step_draws_a_time_in_each_nth_drops_some_conditions_and_knows_its_share():
+    settings, shown = config(batch_size=400, p_uncond=0.25, lr=0.5, train_steps=1000), []
+    for rows in (slice(0, 400), slice(100, 200)):
+        spy = Spy()
+        optimizer = torch.optim.SGD(spy.parameters(), lr=0.0)
+        loss, norm = vp_sde.gradient_of(spy, VP(), optimizer, settings, 3, None, CPU, rows)
+        shown.append(spy.seen)
+        assert optimizer.param_groups[0]["lr"] == training.learning_rate(3, 1000, 0.5)
+        assert loss > 0 and spy.w.grad.abs() == pytest.approx(min(norm, 1.0), rel=1e-4)
+    (x, t, condition), part = shown
+    assert torch.equal((t * 400).floor(), torch.arange(400.0))
+    assert (~condition.known).float().mean() == pytest.approx(0.25, abs=0.07)
+    x0, _ = vp_sde.training_batch(settings, 3, None, 400)
+    alpha, sigma = (vp_sde.like(a, x) for a in VP().alpha_sigma(t))
+    eps = (x - alpha * x0) / sigma
+    assert abs(eps.mean()) < 0.01 and eps.std() == pytest.approx(1, abs=0.01)
+    assert torch.equal(part[0], x[100:200]) and torch.equal(part[1], t[100:200])
+    assert all(torch.equal(a, b[100:200]) for a, b in zip(part[2], condition, strict=True))
+
+
 def test_a_little_training_learns_what_no_network_without_the_condition_can(tmp_path):
     """At t = 0.94 x_0 is invisible.  Without the angle the best guess is the mean, whose error is the variance."""
     settings = config(train_steps=180, batch_size=8, lr=2e-2, ema_decay=0.9)
@@ -563,7 +597,7 @@ def test_the_same_command_gives_the_same_bits_and_every_flag_has_an_effect(train
 
 def test_the_files_of_a_run_and_its_film(tmp_path, capsys):
     assert run("--oracle", "--kind", 0, "--steps", 40, "--out", tmp_path) == 0
-    names = ["config.json", "metrics.json", "reverse_diffusion.gif", "samples.npz", "samples.png"]
+    names = sorted(SAMPLES)
     assert sorted(os.listdir(tmp_path)) == names
     told = capsys.readouterr()
     assert all(word in told.out for word in ("device cpu", "crystal error", "n = 36", "8 bits", *names, str(tmp_path)))
@@ -583,16 +617,25 @@ def test_the_files_of_a_run_and_its_film(tmp_path, capsys):
 
 
 def test_sampling_again_replaces_its_own_files_only(trained, tmp_path, capsys):
-    for name in os.listdir(trained):
-        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    sampled(tmp_path, "--ckpt", trained, "--steps", 2, "--n", 2)
+    usual = set(os.listdir(tmp_path))
     (tmp_path / "notes.txt").write_text("mine")
     os.link(tmp_path / "samples.npz", tmp_path / "linked.npz")  # a file moved into place leaves the old one as it was
     old = (tmp_path / "samples.npz").read_bytes()
-    sampled(tmp_path, "--ckpt", tmp_path, "--steps", 2, "--n", 3)
+    sampled(tmp_path, "--ckpt", trained, "--steps", 2, "--n", 3)
     assert (tmp_path / "notes.txt").read_text() == "mine" and (tmp_path / "linked.npz").read_bytes() == old
     assert (tmp_path / "samples.npz").read_bytes() != old
-    assert (tmp_path / "last.pt").read_bytes() == (trained / "last.pt").read_bytes()
-    assert set(os.listdir(tmp_path)) == set(os.listdir(trained)) | {"notes.txt", "linked.npz"}
+    assert set(os.listdir(tmp_path)) == usual | {"notes.txt", "linked.npz"}
+
+
+def test_without_out_samples_go_below_their_run(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    old = {p.name: p.read_bytes() for p in trained.iterdir() if p.is_file()}
+    for ckpt in (trained, trained / "last.pt"):
+        assert run("--ckpt", ckpt, "--steps", 2, "--n", 2) == 0
+        assert {p.name for p in (trained / "crystals_sde_seed0").iterdir()} == SAMPLES
+        shutil.rmtree(trained / "crystals_sde_seed0")
+    assert old == {p.name: p.read_bytes() for p in trained.iterdir()} and not os.listdir(tmp_path)
 
 
 def test_a_config_repeats_its_run(trained, tmp_path, capsys):
@@ -681,7 +724,7 @@ FILES = {
     "a model flag that contradicts": (lambda t, d: ["--ckpt", t, "--img-size", 32], "--img-size 32 contradicts"),
     "raw weights of a shipped file": (lambda t, d: ["--ckpt", shipped(t, d / "s.pt"), "--use-ema", 0], "averaged"),
     "training into the folder of a run": (lambda t, d: ["--train", "--out", t], "by --resume"),
-    "samples of another network": (lambda t, d: ["--oracle", "--out", t], "sample from it with --ckpt"),
+    "samples of another network": (lambda t, d: ["--oracle", "--out", t], "another folder"),
     "training from a checkpoint": (lambda t, d: ["--train", "--ckpt", t], "leave --ckpt out"),
     "nothing to resume": (lambda t, d: ["--resume", "--out", d / "no"], "nothing to resume"),
     "resume without a folder": (lambda t, d: ["--resume"], "--out DIR"),

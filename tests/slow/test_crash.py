@@ -167,12 +167,16 @@ def test_no_room_for_a_file(room, tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
     assert run(script, ["--train", "--train-steps=1", *argv, "--out", out], log) == 0
     old = {name: (out / name).read_bytes() for name in whole(out)}
-    for flags in (["--ckpt", out, "--n=2", "--steps=3", "--seed=5"], ["--resume", "--train-steps=4"]):
-        status, said = run(script, [*flags, "--out", out], log, room=room), log.read_text()
+    samples = tmp_path / "samples"
+    assert run(script, ["--ckpt", out, "--n=2", "--steps=3", "--out", samples], log) == 0
+    drawn = whole(samples)
+    for folder, names, flags in ((samples, drawn, ["--ckpt", out, "--n=2", "--steps=3", "--seed=5"]),
+                                 (out, sorted(old), ["--resume", "--train-steps=4"])):
+        status, said = run(script, [*flags, "--out", folder], log, room=room), log.read_text()
         assert status in (0, 2) and "Traceback" not in said, said
         assert (status == 2) == (": error: " in said.strip().splitlines()[-1])
-        assert whole(out) == sorted(old)
-        assert not [p for p in out.iterdir() if p.name.startswith(".")]  # it had the time to tidy up
+        assert whole(folder) == names
+        assert not [p for p in folder.iterdir() if p.name.startswith(".")]  # it had the time to tidy up
     if room == 0:
         log_file = {"log.jsonl"}
         assert status == 2 and all((out / n).read_bytes() == b for n, b in old.items() if n not in log_file)
