@@ -513,6 +513,28 @@ def shipped(name, device):
     return net.to(device).eval(), checkpoint["config"]
 
 
+def compare_steps(mine, learned_mean, gmm, args, rng, out):
+    """Print, draw and return MMD^2 by number of steps: this network, exact draws, ordinary diffusion.
+
+    learned_mean: ordinary diffusion trained alike, as denoise(x, t), or None.
+    """
+    rows = {"this network": (mine, (args.churn,)), "exact posterior draws": (exact_drawer(gmm, rng), (args.churn,))}
+    if learned_mean:
+        rows["ordinary diffusion, trained alike"] = learned_mean, (0, 1)
+    rows["ordinary diffusion, exact mean"] = mean_of(gmm), (0, 1)
+    table = compare(rows, gmm, args.n, args.seed)
+    print(f"MMD^2 (RBF, sigma 1) to the mixture, n = {args.n}; ordinary diffusion at the better of churn 0 and 1")
+    print(f"{'steps':34}" + "".join(f"{k:>10}" for k in STEPS))
+    for name, values in table.items():
+        print(f"{name:34}" + "".join(f"{v:10.1e}" for v in values))
+    scatter = 1.7e-4 * 4096 / args.n  # standard deviation of the MMD^2 of exact samples, measured
+    pictures.error_by_steps(out / "comparison.png", STEPS, table, scatter)
+    clouds = {f"this network, {k} step{'s' * (k > 1)}": cloud(mine, args.n, k, args.churn, args.seed) for k in (1, 4)}
+    clouds |= {f"ordinary, {k} steps": cloud(learned_mean or mean_of(gmm), args.n, k, 1, args.seed) for k in (4, 16)}
+    pictures.clouds(out / "samples.png", clouds | {"exact samples": gmm.sample(args.n, rng)}, gmm)
+    return table
+
+
 def sample_points(net, config, args, out, device):
     """The 2-D job: a cloud and its film, the comparison, learned posteriors beside exact ones, and the numbers."""
     gmm, clock = load_source(config), training.stopwatch()
@@ -523,24 +545,13 @@ def sample_points(net, config, args, out, device):
     slow = argparse.Namespace(**vars(args) | {"steps": 32})  # for the eye: the few steps of the job make no film
     film = [(t, y.double().numpy()) for t, y in draw(net, condition, config, slow, device, (2,))[1]]
     save_gif(list(reference.draw(film, gmm, "learned posterior, 32 steps")), out / "sampling.gif", duration=0.1)
-    mine = points_drawer(net, config, args.n, args.seed, args.precision, device)
-    ordinary, means = mean_of(gmm), {}
-    rng = np.random.default_rng([args.seed, 3])
+
+    more = args.n, args.seed, args.precision, device
+    learned_mean = None
     if (training.SHIPPED / f"dddm_{args.data}_mean.pt").exists():  # trained alike, with --beta 2 --lam 0
-        ordinary = points_drawer(*shipped(f"{args.data}_mean", device), args.n, args.seed, args.precision, device)
-        means = {"ordinary diffusion, trained alike": (ordinary, (0, 1))}
-    rows = {"this network": (mine, (args.churn,)), "exact posterior draws": (exact_drawer(gmm, rng), (args.churn,))}
-    rows |= means | {"ordinary diffusion, exact mean": (mean_of(gmm), (0, 1))}
-    table = compare(rows, gmm, args.n, args.seed)
-    print(f"MMD^2 (RBF, sigma 1) to the mixture, n = {args.n}; ordinary diffusion at the better of churn 0 and 1")
-    print(f"{'steps':34}" + "".join(f"{k:>10}" for k in STEPS))
-    for name, values in table.items():
-        print(f"{name:34}" + "".join(f"{v:10.1e}" for v in values))
-    scatter = 1.7e-4 * 4096 / args.n  # standard deviation of the MMD^2 of exact samples, measured
-    pictures.error_by_steps(out / "comparison.png", STEPS, table, scatter)
-    clouds = {f"this network, {k} step{'s' * (k > 1)}": cloud(mine, args.n, k, args.churn, args.seed) for k in (1, 4)}
-    clouds |= {f"ordinary, {k} steps": cloud(ordinary, args.n, k, 1, args.seed) for k in (4, 16)}
-    pictures.clouds(out / "samples.png", clouds | {"exact samples": gmm.sample(args.n, rng)}, gmm)
+        learned_mean = points_drawer(*shipped(f"{args.data}_mean", device), *more)
+    rng = np.random.default_rng([args.seed, 3])
+    table = compare_steps(points_drawer(net, config, *more), learned_mean, gmm, args, rng, out)
     found = posteriors(net, config, gmm, device, args.precision)
     pictures.posteriors(out / "posterior.png", found)
     off = [abs(std / true - 1) for *_, std, true in found]

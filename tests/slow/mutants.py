@@ -46,7 +46,7 @@ NO_MATHEMATICS = {  # what these do is files, pictures, words or plumbing; a sta
     "training_samples", "simulate", "write_*", "save_*", "draw", "preview", "traversal", "loss_curve", "caption",
     "told", "crystal_report", "cached_latents", "fingerprint", "channels_last", "unit", "download", "read_idx",
     "_paired", "table", "unpack", "inception_fid", "prior_grid", "digit_map", "image_grid", "real_images", "Digit*",
-    "attention", "cloud", "compare", "opened", "report", "panels", "make_judge", "train_classifier",
+    "attention", "cloud", "compare*", "opened", "report", "panels", "make_judge", "train_classifier",
     "_sane"}  # fmt: skip
 SWAPS = {"+": "-", "-": "+", "*": "/", "/": "*", "**": "*", "//": "*", "%": "*", "@": "*", "<": "<=", "<=": "<",
          ">": ">=", ">=": ">", "==": "!=", "!=": "==", "+=": "-=", "-=": "+=", "*=": "/=", "/=": "*="}
