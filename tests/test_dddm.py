@@ -413,7 +413,9 @@ def test_two_processes_with_half_the_batch_have_the_gradients_of_one(tmp_path, m
 
 
 @pytest.mark.parametrize("script, flags", [
-    ("dddm.py", ["--width", 16, "--depth", 2, "--steps", 2]), ("vp_sde.py", ["--data", "S", "--steps", 2])])
+    ("dddm.py", ["--data", "crystals", "--img-size", 16, "--patch", 4, "--width", 16, "--heads", 2, "--depth", 2,
+                 "--shared", 1, "--steps", 2]),
+    ("vp_sde.py", ["--data", "S", "--steps", 2])])
 def test_the_command_under_torchrun_takes_the_step_of_one_process(tmp_path, script, flags):
     flags = ["--train", "--train-steps", 1, "--batch-size", 16, "--n-samples", 8, "--precision", "float32", *flags]
     done = together(tmp_path, ROOT / script, *flags, "--out", "two")
