@@ -231,7 +231,7 @@ def one_line_errors(parser):
             raise
         sentence = "not enough memory: ask for fewer samples, smaller batches or smaller images"
     except KeyboardInterrupt as stop:
-        parser.exit(130, f"\n{parser.prog}: {str(stop) or 'stopped'}\n")
+        parser.exit(130, f"\n{parser.prog}: {str(stop) or 'stopped; every file that is there is whole'}\n")
     parser.exit(2, f"{parser.prog}: error: {sentence}\n")
 
 
