@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 import data
-from data import MODES, THETA_MAX, build, crystal_batch, crystal_labels, load_built, render, to_u8
+from data import ASPECT, MODES, THETA_MAX, build, crystal_batch, crystal_labels, load_built, render, to_u8
 
 ROOT = Path(__file__).resolve().parent.parent
 A, SIXTY = 10.0, np.exp(1j * np.pi / 3)
@@ -66,6 +66,14 @@ def test_render_is_the_literal_sum(kind, theta, aspect, size):
 @pytest.mark.parametrize("kind, a", [(0, 6.0), (1, 14.0), (2, 8.5), (3, 6.0), (3, 12.0)])
 def test_any_spacing_is_the_literal_sum(kind, a):
     np.testing.assert_allclose(image(kind, 0.3, 1.1, spacing=a), literal(kind, 0.3, 1.1, a), atol=1e-6)
+
+
+def test_the_table_of_atoms_holds_those_within_reach_and_no_others():
+    radius = 7.3
+    for kind, per_area in enumerate((1, 1 / ASPECT[0], 2 / math.sqrt(3), 4 / math.sqrt(3))):
+        x, y = data.sites(kind, radius).T
+        reach = torch.hypot(x, y * (ASPECT[0] if kind == 1 else 1))
+        assert reach.max() <= radius and len(x) == pytest.approx(math.pi * radius**2 * per_area, rel=0.1)
 
 
 def test_atom_widths():

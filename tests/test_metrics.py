@@ -351,7 +351,8 @@ def test_what_is_remembered_belongs_to_its_condition():
     denoiser = ExactDenoiser()
     for k in range(6):
         denoiser.posterior_mean(x_t, 0.1, 0.99, [0, 2], [0.1 * k, 0.5])
-    assert sum(name == "point" for name, *_ in denoiser._kept) == 4
+    kept = [thetas for name, *_, thetas in denoiser._kept if name == "point"]
+    assert [theta for theta, _ in kept] == pytest.approx([0.2, 0.3, 0.4, 0.5])  # the last four
 
 
 def test_small_images():

@@ -316,6 +316,8 @@ def test_the_film_is_even_in_log_snr():
     assert np.abs(spacing / spacing.mean() - 1).max() < 0.5
     log_snr = schedule.log_snr(torch.tensor(times, dtype=torch.float64))
     assert log_snr[shown[1]] == pytest.approx(-5, abs=0.05) and shown[-2] == len(times) - 1  # from there to the end
+    late = [t for t in times if t < 0.5]  # where something is to be seen from the first moment on
+    assert sorted(vp_sde.moments(late, schedule))[1] > 1
 
 
 def test_noise_is_fresh_at_every_step():
@@ -421,6 +423,8 @@ def test_a_step_draws_a_time_in_each_nth_drops_some_conditions_and_knows_its_sha
         assert loss > 0 and spy.w.grad.abs() == pytest.approx(min(norm, 1.0), rel=1e-4)
     (x, t, condition), part = shown
     assert torch.equal((t * 400).floor(), torch.arange(400.0))
+    g = training.generator(settings["seed"], 3, 0)  # a run that an older version started goes on with the same draws
+    assert torch.equal(t, (torch.arange(400) + torch.rand(400, generator=g)) / 400)
     assert (~condition.known).float().mean() == pytest.approx(0.25, abs=0.07)
     x0, _ = vp_sde.training_batch(settings, 3, None, 400)
     alpha, sigma = (vp_sde.like(a, x) for a in VP().alpha_sigma(t))
