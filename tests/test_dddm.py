@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import data
 import dddm
 import reference_gmm_sde as reference
 import training
@@ -213,6 +214,15 @@ def test_the_network_draws_with_one_fresh_xi_a_call():
         assert len(asked) == call + 1 and asked[call].shape == (5, 1, config["xi_dim"])
         with torch.no_grad():
             torch.testing.assert_close(x_0, net(x, torch.full((5,), 0.5), condition, asked[call])[:, 0])
+
+
+def test_what_is_asked_for():
+    usual = data.asked_for(40)
+    kind, theta = dddm.asked_for(tiny("crystals"), 40)
+    assert torch.equal(kind, usual.kind) and torch.equal(theta, usual.cont[:, 1]) and theta.max() > 1
+    kind, theta = dddm.asked_for(tiny("crystals"), 3, kind=2, theta=0.5)
+    assert kind.tolist() == [2, 2, 2] and theta.tolist() == [0.5] * 3
+    assert dddm.asked_for(tiny("mnist"), 12)[0].tolist() == [*range(10), 0, 1]
 
 
 def test_an_exam_reports_a_mean(tmp_path):
