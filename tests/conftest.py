@@ -1,8 +1,11 @@
 """What several tests need: a folder of made-up digits, and what a user's mistake is to look like."""
 
 import gzip
+import os
 import re
 import struct
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests: before NumPy and torch are imported
 
 import numpy as np
 import pytest
