@@ -457,8 +457,8 @@ def train(config, out, device, checkpoint=None):
                 exams = [(key, key) for key in (log.lines or [{}])[-1] if key not in ("step", "loss", "seconds")]
                 pictures.loss_curve(out / "loss.png", log.lines, pictures.LOSS, *exams)
                 board.add(done, {}, {f"plots/{p.stem}": p for p in sorted(out.glob("*.png"))})
-            if stopped and not last:
-                raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
+            if stopped:
+                training.leave(done, config["train_steps"], out)
     return ema
 
 

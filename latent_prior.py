@@ -330,8 +330,8 @@ def train(config, out, device, latents, checkpoint=None):
             if done % config["save_every"] == 0 or done == config["train_steps"] or stop:
                 training.save_run(out, "latent_prior", config, done, net, ema, optimizer)
                 pictures.loss_curve(out / "loss.png", log.lines, pictures.LOSS, BINS)
-            if stop and done < config["train_steps"]:
-                raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
+            if stop:
+                training.leave(done, config["train_steps"], out)
     return ema
 
 

@@ -615,6 +615,12 @@ def finish_the_step():
         raise KeyboardInterrupt("the training is complete and saved; sample from it with --ckpt")
 
 
+def leave(done, total, out):
+    """Ends a loop that was asked to stop and has saved: raises KeyboardInterrupt, which says what to do next."""
+    how = f"go on with --resume --out {out}" if done < total else f"that was the last: sample with --ckpt {out}"
+    raise KeyboardInterrupt(f"stopped at step {done} and saved; {how}")
+
+
 def steps(start, total, unit="step"):
     """A progress bar over training steps start .. total; in a log file, a line now and then."""
     pause = 0.1 if sys.stderr.isatty() else 30

@@ -331,8 +331,8 @@ def train(config, out, device, checkpoint=None):
             if done % config["save_every"] == 0 or done == config["train_steps"] or stop:
                 training.save_run(out, "vae", config, done, net, ema, optimizer)
                 pictures.loss_curve(out / "loss.png", log.lines, *CURVES)
-            if stop and done < config["train_steps"]:
-                raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
+            if stop:
+                training.leave(done, config["train_steps"], out)
     return ema
 
 

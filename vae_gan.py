@@ -290,8 +290,8 @@ def train(config, out, device, checkpoint=None):
                 more = dict(critic=critic.state_dict(), critic_optimizer=critic_optimizer.state_dict())
                 training.save_run(out, "vae_gan", config, done, net, ema, optimizer, **(more if composite else {}))
                 pictures.loss_curve(out / "loss.png", log.lines, *CURVES)
-            if stop and done < config["train_steps"]:
-                raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
+            if stop:
+                training.leave(done, config["train_steps"], out)
     return ema
 
 

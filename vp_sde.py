@@ -420,8 +420,8 @@ def train(config, out, device, checkpoint=None):
                 pictures.loss_curve(out / "loss.png", log.lines)
                 if config["data"] == "crystals":
                     training_samples(eps_of(ema, device, config["precision"]), config, net.schedule, out, done)
-            if stopped and not last:
-                raise KeyboardInterrupt(f"stopped at step {done} and saved; go on with --resume --out {out}")
+            if stopped:
+                training.leave(done, config["train_steps"], out)
     return ema
 
 

@@ -393,6 +393,12 @@ def test_signals_wait_for_the_step():
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == old
 
 
+@pytest.mark.parametrize("done, words", [(7, "--resume --out run"), (9, "--ckpt run")])
+def test_who_stops_a_training_is_told_how_to_go_on(done, words):
+    with pytest.raises(KeyboardInterrupt, match=f"step {done} and saved; .*{words}"):
+        training.leave(done, 9, "run")
+
+
 def test_ctrl_c_ends_in_status_130(capsys):
     for message in ("stopped at step 7 and saved", ""):
         with pytest.raises(SystemExit) as stop, training.one_line_errors(parser()):
