@@ -1,0 +1,107 @@
+"""The flags that several scripts share, and what they have to do with one another."""
+
+from dataclasses import dataclass
+
+import data
+from common import cli
+from common.cli import model_flag, run_flag, sampling_flag, training_flag
+
+
+@dataclass(kw_only=True)
+class Training:
+    """The flags of every script that trains a network."""
+
+    train: bool = run_flag(False, "train first, then sample from what was trained")
+    resume: bool = run_flag(False, "continue the training in --out DIR, with its settings")
+    out: str | None = run_flag(
+        None, "output folder (default: a name below outputs/)", parse=cli.path
+    )
+    config: str | None = run_flag(
+        None, "JSON file of defaults, such as a run's config.json", parse=cli.path
+    )
+    ckpt: str | None = run_flag(
+        None, "checkpoint file or run folder (default: the one that ships)", parse=cli.path
+    )
+    seed: int = run_flag(0, "decides every random number", low=0, below=2**63)
+    device: str = run_flag("auto", "auto, cpu, cuda or mps; auto takes the fastest")
+    precision: str = run_flag(
+        "auto", "of the matrix products", choices=("auto", "bf16", "float32")
+    )
+
+    train_steps: int = training_flag(1000, "optimizer steps", low=1)
+    epochs: int | None = training_flag(None, "passes over the data, for --train-steps", low=1)
+    batch_size: int = training_flag(32, "samples a step", low=1)
+    lr: float = training_flag(1e-3, "learning rate after the warm-up", above=0)
+    save_every: int = training_flag(1000, "steps from checkpoint to checkpoint", low=1)
+    ema_decay: float = training_flag(0.999, "of the averaged weights", low=0, below=1)
+    use_ema: int = sampling_flag(1, "1: averaged weights; 0: those of the last step", low=0, high=1)
+
+    @property
+    def shipped(self):
+        """The checkpoint that ships for these settings; None where no network is needed."""
+        return f"{self.script}.pt"
+
+    def settle(self):
+        """Fill in what depends on other flags; raise ValueError for flags that exclude another."""
+
+    def epoch(self):
+        """How many samples a pass over the data has."""
+        return 50_000  # of crystals that are rendered on the fly
+
+    def settle_epochs(self):
+        """--epochs is another way to say --train-steps."""
+        if self.epochs:
+            self.train_steps = max(1, self.epochs * self.epoch() // self.batch_size)
+
+
+def lattice(text):
+    """An argparse type: a lattice type, by its number or its name."""
+    if text in data.KINDS:
+        return data.KINDS.index(text)
+    if text in map(str, range(len(data.KINDS))):
+        return int(text)
+    raise cli.argparse.ArgumentTypeError(f"must be 0 to 3, or one of {', '.join(data.KINDS)}")
+
+
+def side(text):
+    """An argparse type: the side of an image in pixels."""
+    size = cli.number(int, low=16, high=1024)(text)
+    if size % 16:
+        raise cli.argparse.ArgumentTypeError(f"must be a multiple of 16, not {text}")
+    return size
+
+
+@dataclass(kw_only=True)
+class OneCrystal:
+    """Flags that ask for one crystal instead of the default conditions."""
+
+    kind: int | None = sampling_flag(
+        None, f"one lattice type, 0 to 3 or {', '.join(data.KINDS)}", parse=lattice
+    )
+    theta: float | None = sampling_flag(
+        None, "one angle from 0 to 60 degrees: 0.3 (radians), 30deg", parse=cli.angle
+    )
+
+    def check_crystal(self, n_types, mode):
+        if self.kind is not None and self.kind >= n_types:
+            raise ValueError(f"--kind {self.kind}: the model knows types 0 to {n_types - 1} only")
+        if mode == "simple" and self.theta:
+            raise ValueError("--theta: crystals of mode simple are not turned")
+
+
+@dataclass(kw_only=True)
+class Crystals(OneCrystal, Training):
+    """The flags of every script that learns crystals."""
+
+    mode: str = model_flag("rot-only", "what varies in the data", choices=data.MODES)
+    n_types: int = model_flag(4, "lattice types in the data", low=1, high=4)
+    img_size: int = model_flag(64, "pixels, a multiple of 16", parse=side)
+    data_path: str | None = training_flag(
+        None, "file of data.py --build to learn from (default: rendered on the fly)", parse=cli.path
+    )
+
+    def settle(self):
+        self.check_crystal(self.n_types, self.mode)
+
+    def epoch(self):
+        return len(data.load_built(self.data_path)["x_u8"]) if self.data_path else 50_000
