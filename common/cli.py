@@ -3,7 +3,7 @@
     @dataclass(kw_only=True)
     class Config(options.Training):
         script = "vp_sde"
-        steps: int = sampling_flag(300, "network calls per sample", low=1)
+        steps: int = flag.sampling(300, "network calls per sample", low=1)
 
     config = cli.parse(Config, argv)              # python vp_sde.py --steps 10
 
@@ -44,7 +44,7 @@ LARGEST = 1e9  # of any number without an upper limit of its own
 # ------------------------------------------------------------------------------ the flags
 
 
-def flag(group, default, help, *, choices=None, parse=None, also=None, **limits):
+def any_flag(group, default, help, *, choices=None, parse=None, also=None, **limits):
     """A field of a config.
 
     limits: low and high (included), above and below (excluded).  parse: an argparse type of its
@@ -55,10 +55,19 @@ def flag(group, default, help, *, choices=None, parse=None, also=None, **limits)
     return dataclasses.field(default=default, metadata=about)
 
 
-model_flag = partial(flag, "model")
-training_flag = partial(flag, "training")
-sampling_flag = partial(flag, "sampling")
-run_flag = partial(flag, "run")
+class flag:
+    """A field of a config, by its group: flag.sampling(300, "network calls a sample", low=1)."""
+
+    model = partial(any_flag, "model")
+    training = partial(any_flag, "training")
+    sampling = partial(any_flag, "sampling")
+    run = partial(any_flag, "run")
+
+
+model_flag = flag.model
+training_flag = flag.training
+sampling_flag = flag.sampling
+run_flag = flag.run
 
 
 def names(Config, *groups):
@@ -206,7 +215,7 @@ def parse(Config, argv=None):
     for key in ("out", "config"):
         stored.pop(key, None)
     config = Config(**(stored | words))
-    config.settle()
+    config.settle(words.keys())
     return config
 
 
@@ -223,13 +232,15 @@ def folder_name(config, ignored):
             continue
         shown = f"{value:.6g}" if isinstance(value, float) else str(value)
         parts.append(key if value is True else f"{key}-{shown}")
-    said = "_".join(parts) or "default"
-    name = re.sub(r"[^\w.+=-]+", "-", said)
-    if name == said and len(name) <= 100:
-        return name
+    return safe_name("_".join(parts) or "default")
 
-    # Another setting could have the same name now: a hash keeps them apart.
-    return f"{name[:80]}_{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+
+def safe_name(text):
+    """A text as the name of a file.  Where it has to change, a hash keeps it apart from others."""
+    name = re.sub(r"[^\w.+=-]+", "-", text)
+    if name == text and len(name) <= 100:
+        return name
+    return f"{name[:80]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def quoted(path):

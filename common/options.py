@@ -4,45 +4,54 @@ from dataclasses import dataclass
 
 import data
 from common import cli
-from common.cli import model_flag, run_flag, sampling_flag, training_flag
+from common.cli import flag
 
 
 @dataclass(kw_only=True)
 class Training:
     """The flags of every script that trains a network."""
 
-    train: bool = run_flag(False, "train first, then sample from what was trained")
-    resume: bool = run_flag(False, "continue the training in --out DIR, with its settings")
-    out: str | None = run_flag(
+    train: bool = flag.run(False, "train first, then sample from what was trained")
+    resume: bool = flag.run(False, "continue the training in --out DIR, with its settings")
+    out: str | None = flag.run(
         None, "output folder (default: a name below outputs/)", parse=cli.path
     )
-    config: str | None = run_flag(
+    config: str | None = flag.run(
         None, "JSON file of defaults, such as a run's config.json", parse=cli.path
     )
-    ckpt: str | None = run_flag(
+    ckpt: str | None = flag.run(
         None, "checkpoint file or run folder (default: the one that ships)", parse=cli.path
     )
-    seed: int = run_flag(0, "decides every random number", low=0, below=2**63)
-    device: str = run_flag("auto", "auto, cpu, cuda or mps; auto takes the fastest")
-    precision: str = run_flag(
+    seed: int = flag.run(0, "decides every random number", low=0, below=2**63)
+    device: str = flag.run("auto", "auto, cpu, cuda or mps; auto takes the fastest")
+    precision: str = flag.run(
         "auto", "of the matrix products", choices=("auto", "bf16", "float32")
     )
 
-    train_steps: int = training_flag(1000, "optimizer steps", low=1)
-    epochs: int | None = training_flag(None, "passes over the data, for --train-steps", low=1)
-    batch_size: int = training_flag(32, "samples a step", low=1)
-    lr: float = training_flag(1e-3, "learning rate after the warm-up", above=0)
-    save_every: int = training_flag(1000, "steps from checkpoint to checkpoint", low=1)
-    ema_decay: float = training_flag(0.999, "of the averaged weights", low=0, below=1)
-    use_ema: int = sampling_flag(1, "1: averaged weights; 0: those of the last step", low=0, high=1)
+    train_steps: int = flag.training(1000, "optimizer steps", low=1)
+    epochs: int | None = flag.training(None, "passes over the data, for --train-steps", low=1)
+    batch_size: int = flag.training(32, "samples a step", low=1)
+    lr: float = flag.training(1e-3, "learning rate after the warm-up", above=0)
+    save_every: int = flag.training(1000, "steps from checkpoint to checkpoint", low=1)
+    ema_decay: float = flag.training(0.999, "of the averaged weights", low=0, below=1)
+    use_ema: int = flag.sampling(1, "1: averaged weights; 0: those of the last step", low=0, high=1)
 
     @property
     def shipped(self):
         """The checkpoint that ships for these settings; None where no network is needed."""
-        return f"{self.script}.pt"
+        return None if getattr(self, "oracle", False) else f"{self.script}.pt"
 
-    def settle(self):
-        """Fill in what depends on other flags; raise ValueError for flags that exclude another."""
+    def settle(self, typed):
+        """Fill in what depends on other flags; raise ValueError for flags that exclude each other.
+
+        typed: the names of the flags on the command line.
+        """
+
+    def refuse(self, typed, *keys, because):
+        """Raise ValueError if one of these flags, which would have no effect, was typed."""
+        for key in keys:
+            if key in typed:
+                raise ValueError(f"{cli.spelt(key)} has no effect: {because}")
 
     def epoch(self):
         """How many samples a pass over the data has."""
@@ -75,10 +84,10 @@ def side(text):
 class OneCrystal:
     """Flags that ask for one crystal instead of the default conditions."""
 
-    kind: int | None = sampling_flag(
+    kind: int | None = flag.sampling(
         None, f"one lattice type, 0 to 3 or {', '.join(data.KINDS)}", parse=lattice
     )
-    theta: float | None = sampling_flag(
+    theta: float | None = flag.sampling(
         None, "one angle from 0 to 60 degrees: 0.3 (radians), 30deg", parse=cli.angle
     )
 
@@ -93,14 +102,14 @@ class OneCrystal:
 class Crystals(OneCrystal, Training):
     """The flags of every script that learns crystals."""
 
-    mode: str = model_flag("rot-only", "what varies in the data", choices=data.MODES)
-    n_types: int = model_flag(4, "lattice types in the data", low=1, high=4)
-    img_size: int = model_flag(64, "pixels, a multiple of 16", parse=side)
-    data_path: str | None = training_flag(
+    mode: str = flag.model("rot-only", "what varies in the data", choices=data.MODES)
+    n_types: int = flag.model(4, "lattice types in the data", low=1, high=4)
+    img_size: int = flag.model(64, "pixels, a multiple of 16", parse=side)
+    data_path: str | None = flag.training(
         None, "file of data.py --build to learn from (default: rendered on the fly)", parse=cli.path
     )
 
-    def settle(self):
+    def settle(self, typed):
         self.check_crystal(self.n_types, self.mode)
 
     def epoch(self):
