@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import cli
-from common.cli import run_flag
+from common.cli import flag
 from common.contact_sheet import Row, draw_sheet
 from common.crystal_file import load_crystals, save_crystals
 
@@ -303,11 +303,11 @@ def preview(path, n_types=4, img_size=64, seed=0, m=7):
     for k in range(n_types):
         rows.append(Row(KINDS[k], render([k] * m, theta, aspect=1.25, img_size=img_size)))
     degrees = [f"{math.degrees(angle):.0f}°" for angle in theta]
-    rows[0] = rows[0]._replace(captions=degrees, heading="Types and angles: the condition")
+    rows[0] = rows[0]._replace(captions=degrees, heading="Types and angles: what a condition says")
 
     if n_types > 1:
         images = render([1] * m, 0.0, aspect, img_size=img_size)
-        heading = "Aspect b / a of rectangular lattices: in no condition"
+        heading = "Aspect b / a of rectangular lattices: what no condition says"
         rows.append(Row(KINDS[1], images, [f"{b:.2f}" for b in aspect], heading))
 
     x_u8, _, y_cont = crystal_batch(0, m, seed, "full", n_types, img_size)
@@ -327,18 +327,18 @@ def preview(path, n_types=4, img_size=64, seed=0, m=7):
 class Config:
     script = "data"
 
-    build: int | None = run_flag(
+    build: int | None = flag.run(
         None, "render so many crystals into --out FILE.pt", low=1, high=10**7, also="--n-samples"
     )
-    out: str | None = run_flag(
+    out: str | None = flag.run(
         None, "file to write (default: outputs/data/preview.png, a preview)", parse=cli.path
     )
-    force: bool = run_flag(False, "replace the file given by --out if there is one")
-    mode: str = run_flag("rot-only", "what varies in a data set", choices=MODES)
-    rot_only: bool = run_flag(False, "the same as --mode rot-only")
-    n_types: int = run_flag(4, f"use the first so many of {', '.join(KINDS)}", low=1, high=4)
-    img_size: int = run_flag(64, "pixels: the more, the more atoms", low=8, high=1024)
-    seed: int = run_flag(0, "decides every random number", low=0, below=2**63)
+    force: bool = flag.run(False, "replace the file given by --out if there is one")
+    mode: str = flag.run("rot-only", "what varies in a data set", choices=MODES)
+    rot_only: bool = flag.run(False, "the same as --mode rot-only")
+    n_types: int = flag.run(4, f"use the first so many of {', '.join(KINDS)}", low=1, high=4)
+    img_size: int = flag.run(64, "pixels: the more, the more atoms", low=8, high=1024)
+    seed: int = flag.run(0, "decides every random number", low=0, below=2**63)
 
     def settle(self, typed):
         if self.rot_only and self.mode != "rot-only":
@@ -347,7 +347,8 @@ class Config:
             raise ValueError("--build needs a file to write: --out FILE.pt")
         self.out = Path(self.out or "outputs/data/preview.png")
         if not self.build:
-            cli.refuse(typed, "mode", "rot_only", because="a preview shows all modes; add --build")
+            if self.rot_only or "mode" in typed:
+                raise ValueError("--mode has no effect: a preview shows what there is; add --build")
             if self.out.suffix.lower() != ".png":
                 raise ValueError(f"--out {self.out}: a preview is a PNG (a data set needs --build)")
         if self.out.is_dir():

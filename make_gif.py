@@ -42,18 +42,14 @@ class Config:
     )
     html: bool = run_flag(False, "one page with play, pause and a slider, instead of a GIF")
     duration: float = run_flag(0.08, "seconds per frame", low=0.01, high=60)
-    hold: float | None = run_flag(
-        None, "seconds on the last frame of a GIF (default 1.5)", low=0.01, high=60
-    )
+    hold: float = run_flag(1.5, "seconds on the last frame of a GIF", low=0.01, high=60)
 
-    def settle(self):
-        """Fill in what depends on other flags.  Raises ValueError."""
+    def settle(self, typed):
+        """Fill in what depends on other flags; raise ValueError for flags that make no sense."""
         if self.frames is None:
             raise ValueError("give --frames DIR, the folder that holds frame_0000.png and so on")
-        if self.html and self.hold is not None:
+        if self.html and "hold" in typed:
             raise ValueError("--hold is for a GIF: a page rests on its last frame")
-        if self.hold is None:
-            self.hold = 1.5
         if self.output is None:
             self.output = Path(self.frames, "animation.html" if self.html else "animation.gif")
 

@@ -191,11 +191,12 @@ class Learned:
         self.device = run.device
         self.precision = run.config.precision
 
-    def eps(self, x, t, condition):
+    def eps(self, x, t, *condition):
         _, alpha, sigma = self.schedule.at(t)
         times = torch.full((len(x),), t, device=self.device)
+        condition = [c.to(self.device) for c in condition]
         with autocast(self.device, self.precision):
-            v = self.net(x.to(self.device), times, condition.to(self.device))
+            v = self.net(x.to(self.device), times, *condition)
         return sigma * x + alpha * v.to(x.device)
 
 
@@ -345,16 +346,15 @@ def sample(net, run):
         model = ExactModel(VP(config.beta_min, config.beta_max), config.img_size)
     else:
         model = Learned(net, run)
-    schedule = model.schedule
     condition = conditions(config)
-    times = time_grid(schedule, config.steps, config.t_end, config.grid)
+    times = time_grid(model.schedule, config.steps, config.t_end, config.grid)
 
     def trajectory(rows, noise):
         eps = partial(guided_eps, model, condition.rows(rows), config.cfg)
-        return SAMPLERS[config.sampler](eps, next(noise), times, schedule, noise)
+        return SAMPLERS[config.sampler](eps, next(noise), times, model.schedule, noise)
 
     shape = (1, config.img_size, config.img_size)
-    return sample_images(trajectory, shape, config, times, schedule)
+    return sample_images(trajectory, shape, config, times, model.schedule)
 
 
 def report(drawn, net, run):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import reference_gmm_sde as reference
-from common import clouds, options, runs
+from common import clouds, distances, options, runs
 from common.blocks import waves
 from common.cli import flag
 from common.evaluation import score_errors
@@ -188,8 +188,8 @@ def report(drawn, net, run):
     title = f"{'exact' if config.oracle else 'learned'} score, {config.sampler}"
     clouds.save_film(run.out, drawn.film, gmm, title)
 
-    numbers = reference.distances(x, gmm, config.seed)
-    return numbers | {"seconds": drawn.seconds}, reference.describe(numbers)
+    numbers = distances.from_mixture(x, gmm, config.seed)
+    return numbers | {"seconds": drawn.seconds}, distances.report_lines(numbers)
 
 
 def main(argv=None):

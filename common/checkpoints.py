@@ -51,11 +51,11 @@ def found_path(path):
     return Path(path) if Path(path).exists() else ROOT / path
 
 
-def load_checkpoint(path, script=None):
+def load_checkpoint(path, script=None, flag="--ckpt"):
     """The checkpoint in a file or run folder, made by `script`, or by any.  Raises ValueError."""
     path = checkpoint_file(path)
     if not path.exists():
-        how = "make one with --train, or name one with --ckpt"
+        how = f"make one with --train, or name one with {flag}"
         raise ValueError(f"there is no checkpoint {path}: {how}")
     found = unpickled(read_regular(path, "checkpoint"))
     if "ema" in found and "edition" not in found:

@@ -26,6 +26,7 @@ from functools import partial
 from typing import get_args
 
 from common.files import read_json
+from common.progress import clear_bars
 
 GROUPS = {
     "model": "model and data (a checkpoint knows its own)",
@@ -44,15 +45,17 @@ LARGEST = 1e9  # of any number without an upper limit of its own
 # ------------------------------------------------------------------------------ the flags
 
 
-def any_flag(group, default, help, *, choices=None, parse=None, also=None, **limits):
+def any_flag(
+    group, default, help, *, choices=None, parse=None, also=None, many=False, **limits
+):
     """A field of a config.
 
     limits: low and high (included), above and below (excluded).  parse: an argparse type of its
-    own.  also: a second spelling, such as "--n-samples".
+    own.  also: a second spelling, such as "--n-samples".  many: takes one word or more, a list.
     """
     assert group in GROUPS and limits.keys() <= SIDES.keys()
-    about = dict(help=help, group=group, choices=choices, parse=parse, also=also, limits=limits)
-    return dataclasses.field(default=default, metadata=about)
+    about = dict(help=help, group=group, choices=choices, parse=parse, also=also, many=many)
+    return dataclasses.field(default=default, metadata=about | {"limits": limits})
 
 
 class flag:
@@ -165,6 +168,7 @@ def make_parser(Config):
         add(
             type=about["parse"] or (kind if kind is str else number(kind, **about["limits"])),
             choices=about["choices"],
+            nargs="+" if about["many"] else None,
             metavar=None if about["choices"] else "PATH" if about["parse"] is path else "X",
             help=about["help"].replace("%", "%%") + default,
         )
@@ -230,7 +234,10 @@ def folder_name(config, ignored):
         value = getattr(config, key)
         if value == usual[key] or value is None:
             continue
-        shown = f"{value:.6g}" if isinstance(value, float) else str(value)
+        shown = str(value)
+        if isinstance(value, float) and float(f"{value:.6g}") == value:
+            shown = f"{value:.6g}"
+        shown = shown.replace("_", "\0")  # a path may look like two settings; so it gets a hash
         parts.append(key if value is True else f"{key}-{shown}")
     return safe_name("_".join(parts) or "default")
 
@@ -313,7 +320,9 @@ def program(script):
             sentence = "not enough memory: ask for fewer samples, smaller batches or images"
         except KeyboardInterrupt as stop:
             words = str(stop) or "stopped; every file that is there is whole"
+            clear_bars()
             print(f"\n{script}.py: {words}", file=sys.stderr)
             raise SystemExit(130) from None
+        clear_bars()
         print(f"{script}.py: error: {sentence}", file=sys.stderr)
         raise SystemExit(2)

@@ -83,6 +83,16 @@ def write_film(folder, snapshots, mixture, label, most=41):
     return save_gif(movie, folder / "reverse_diffusion.gif")
 
 
+def save_film(folder, snapshots, mixture, label):
+    """Write the snapshots as a GIF, reverse_diffusion.gif, and the last of them as samples.png."""
+    import imageio.v3 as iio
+
+    frames = cloud_frames(snapshots, mixture, label)
+    images = list(progress(frames, "frames", len(snapshots)))
+    save_gif(images, folder / "reverse_diffusion.gif")
+    write_whole(folder / "samples.png", iio.imwrite("<bytes>", images[-1], extension=".png"))
+
+
 # ------------------------------------------------------------------------- single pictures
 
 

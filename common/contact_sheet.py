@@ -14,7 +14,7 @@ class Row(NamedTuple):
 
     name: str
     images: object  # [M, 1, H, W] in [0, 1]
-    captions: list  # above each of them, or empty
+    captions: list = ()  # above each image, or none
     heading: str = ""  # above the row
 
 

@@ -1,7 +1,7 @@
 """Files of crystals: what data.py --build writes, and read with suspicion."""
 
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool  # of the two in the library, it survives Ctrl-C
 from pathlib import Path
 
 from common.cli import quoted, spelt
@@ -34,15 +34,13 @@ def save_crystals(path, n, batch, chunk, about):
     # The batches are small: two workers of one thread each beat one worker of two.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(threads)
     starts = range(0, n, chunk)
     try:
-        with whole_file(path) as file:
-            for _ in progress(pool.map(fill, starts), "rendering", len(starts)):
+        with whole_file(path) as file, ThreadPool(threads) as pool:
+            for _ in progress(pool.imap(fill, starts), "rendering", len(starts)):
                 pass
             torch.save({"x_u8": x_u8, "y_cat": y_cat, "y_cont": y_cont, **about}, file)
     finally:
-        pool.shutdown(cancel_futures=True)  # or Ctrl-C would wait for all that is left to do
         torch.set_num_threads(threads)
 
 

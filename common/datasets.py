@@ -6,7 +6,6 @@ Files that are missing are downloaded once, and kept only if their SHA-256 is ri
 in this project needs the network.
 """
 
-import contextlib
 import gzip
 import hashlib
 import math
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import data
-from common.files import read_regular, write_whole
+from common.files import no_empty_folders, read_regular, write_whole
 from common.seeds import generator
 
 import torch
@@ -125,25 +124,19 @@ def present(name, folder, train=False):
 
 
 def download(path, mirrors, sha256):
-    """Fetch path.name from the first mirror that has it, with a progress bar.
+    """Fetch path.name from the first mirror that has it.
 
-    Kept only if the SHA-256 is right; where all mirrors fail, no folder stays that was not there.
-    Raises OSError with one sentence that names the file, the folder and the addresses.
+    Raises OSError with one sentence that names the file, the folder and the addresses; then no
+    folder stays that was not there.
     """
-    import pooch  # here, because it is needed once in the life of a data folder
-
     if path.exists() and not path.is_file():  # of a pipe, a reader would wait for ever
         raise ValueError(f"{path} is in the way of the download: it is no file")
-    pooch.get_logger().setLevel("WARNING")
     addresses = [mirror + path.name for mirror in mirrors]
     failed = []
-    with no_new_folders(path.parent):
+    with no_empty_folders(path.parent):
         for address in addresses:
             try:
-                with tqdm(total=1, desc=path.name, unit="B", unit_scale=True, **BAR) as bar:
-                    fetch = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=30)
-                    where = {"fname": path.name, "path": path.parent, "downloader": fetch}
-                    pooch.retrieve(address, f"sha256:{sha256}", **where)
+                fetch(address, path, sha256)
                 return
             except OSError as error:  # no network, or not there
                 failed.append(type(error).__name__)
@@ -155,19 +148,14 @@ def download(path, mirrors, sha256):
     )
 
 
-BAR = dict(leave=False, disable=None)  # on a terminal only, and gone when the work is done
+def fetch(address, path, sha256):
+    """Download one file, with a progress bar.  Raises ValueError where the SHA-256 is not right."""
+    import pooch  # here, because it is needed once in the life of a data folder
 
-
-@contextlib.contextmanager
-def no_new_folders(folder):
-    """Remove the folders that were made within, down to this one, unless there is a file in them."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        yield
-    finally:
-        for path in missing:
-            with contextlib.suppress(OSError):  # it is not empty: as it should be
-                path.rmdir()
+    pooch.get_logger().setLevel("WARNING")
+    with tqdm(total=1, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        get = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=30)
+        pooch.retrieve(address, f"sha256:{sha256}", path.name, path.parent, downloader=get)
 
 
 # ------------------------------------------------------------------------------ MNIST and its kind
@@ -278,6 +266,8 @@ def unpack(archive, batches):
         raise ValueError(f"{why}; nothing was unpacked") from None
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error):
         raise ValueError(f"{archive} is damaged or cut short: {AGAIN}") from None
+    except OSError as error:
+        raise ValueError(f"cannot read the archive {archive}: {error.strerror}") from None
 
     for name in wanted:
         if name not in content:
@@ -303,21 +293,14 @@ def read_members(tar, wanted, folder):
 # ------------------------------------------------------------------------------ crystals
 
 
-def crystal_source(run):
-    """The file of crystals that --data-path names, as a dict; None where they are rendered.
+def crystal_source(config):
+    """The file of crystals that --data-path names, as a dict; None where crystals are rendered.
 
-    run: a Run, whose checkpoint remembers the content of its data, or a config alone.  Raises
-    ValueError for a file that holds other crystals than the config says.
+    Raises ValueError for a file that holds other crystals than the config says.
     """
-    config = getattr(run, "config", run)
     if config.data_path is None:
         return None
-    settings = {key: getattr(config, key) for key in ("mode", "n_types", "img_size")}
-    source = data.load_built(config.data_path, **settings)
-    if config is not run:
-        tensors = {key: source[key] for key in ("x_u8", "y_cat", "y_cont")}
-        run.check_content("data_path", tensors)
-    return source
+    return data.load_built(config.data_path, config.mode, config.n_types, config.img_size)
 
 
 def training_crystals(config, source, step, n, held_out=False):

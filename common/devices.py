@@ -61,7 +61,23 @@ def rank():
 
 
 def processes():
-    return dist.get_world_size() if dist.is_initialized() else 1
+    """How many share the work of the moment."""
+    return dist.get_world_size() if dist.is_initialized() and not working_alone else 1
+
+
+working_alone = False
+
+
+@contextlib.contextmanager
+def alone():
+    """For what one process does while the others wait for it, such as samples of a training."""
+    global working_alone
+    before = working_alone
+    working_alone = True
+    try:
+        yield
+    finally:
+        working_alone = before
 
 
 @contextlib.contextmanager
@@ -94,6 +110,17 @@ def mean_over_processes(value):
     total = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return total.item() / processes()
+
+
+def average_over_processes(tensors):
+    """Put the mean over all processes into each tensor, such as gradients made by hand."""
+    if processes() == 1:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    means = (flat / processes()).split([tensor.numel() for tensor in tensors])
+    for tensor, mean in zip(tensors, means, strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def gathered(value):

@@ -53,6 +53,7 @@ class ExactDenoiser:
         """E[eps | x_t, type, theta] = (x_t - alpha E[x_0 | x_t, type, theta]) / sigma."""
         alpha, sigma = checked_noise(alpha, sigma, x_t)
         x0_hat = self.posterior_mean(x_t, alpha, sigma, kind, theta)
+
         alpha, sigma = (level.view(-1, 1, 1, 1).to(x_t) for level in (alpha, sigma))
         return (x_t - alpha * x0_hat) / sigma
 
@@ -66,6 +67,7 @@ class ExactDenoiser:
         if x_t.shape[1:] != expected:
             shape = f"[N, 1, {self.img_size}, {self.img_size}]"
             raise ValueError(f"x_t must be {shape}, not {list(x_t.shape)}")
+
         alpha, sigma = checked_noise(alpha, sigma, x_t)
         kind, theta = checked_condition(kind, theta, x_t)
 
@@ -73,10 +75,12 @@ class ExactDenoiser:
         (points,) = torch.where(kind != RECTANGULAR)
         for rows in points.split(CHUNK):
             mean[rows] = self.remember("point", self.points, x_t, kind[rows], theta[rows])
+
         (rect,) = torch.where(kind == RECTANGULAR)
         for rows in rect.split(CHUNK // 4):
             found = self.rectangular(x_t[rows], alpha[rows], sigma[rows], theta[rows])
             mean[rows] = found.to(x_t)
+
         return mean
 
     def points(self, kind, theta):
@@ -143,10 +147,12 @@ def weighted_mean(X, x_t, alpha, sigma, log_weights):
 
     Returns it as an image [n, 1, H, H], and log w [n, m], up to a constant: |x_t|^2 cancels.
     """
+    # The square, multiplied out.
     gain = (alpha / sigma**2)[:, None]
     match = torch.einsum("nmd,nd->nm", X, x_t.flatten(1)).double()
     square = X.square().sum(2).double()
     log_w = log_weights + gain * match - gain * alpha[:, None] / 2 * square
+
     w = torch.softmax(log_w, 1).to(X)
     return torch.einsum("nm,nmd->nd", w, X).view_as(x_t), log_w
 
@@ -161,7 +167,23 @@ def checked_noise(alpha, sigma, x_t):
     """alpha and sigma, float64 [N], on the device of x_t.  Raises ValueError."""
     levels = (torch.as_tensor(v, dtype=torch.float64, device=x_t.device) for v in (alpha, sigma))
     alpha, sigma = (level.expand(len(x_t)) for level in levels)
+
     positive = (alpha >= 0).all() and (sigma > 0).all()
     if not (positive and alpha.isfinite().all() and sigma.isfinite().all()):
         raise ValueError("alpha must not be negative, sigma must be positive, both finite")
     return alpha, sigma
+
+
+class ExactModel:
+    """eps(x, t, condition) in closed form: what a perfect network would say of rot-only crystals.
+
+    schedule: has at(t), which returns beta, alpha and sigma.
+    """
+
+    def __init__(self, schedule, img_size):
+        self.schedule = schedule
+        self.denoiser = ExactDenoiser(img_size)
+
+    def eps(self, x, t, condition):
+        _, alpha, sigma = self.schedule.at(t)
+        return self.denoiser.eps(x, alpha, sigma, condition.kind, condition.cont[:, 1])

@@ -10,20 +10,33 @@ import numpy as np
 
 
 @contextlib.contextmanager
+def no_empty_folders(folder):
+    """Remove what the block makes of the path to a folder and leaves empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):  # it is not empty: as it should be
+                path.rmdir()
+
+
+@contextlib.contextmanager
 def whole_file(path):
     """Yield an open binary file whose content appears at `path` when the block ends well.
 
     Makes the folder.  Raises OSError; the old file, if there is one, is then still there.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the same folder: moving is renaming
-    try:
-        with open(aside, "wb") as file:
-            yield file
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with no_empty_folders(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(aside, "wb") as file:
+                yield file
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def write_whole(path, content: bytes):

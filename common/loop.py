@@ -21,7 +21,7 @@ import sys
 import time
 
 from common import checkpoints, cli, pictures
-from common.devices import autocast, mean_over_processes, own_rows, processes, rank
+from common.devices import alone, autocast, mean_over_processes, own_rows, processes, rank
 from common.files import write_whole
 from common.runs import settings_of
 
@@ -166,6 +166,7 @@ class Trainer:
         self.optimizer.step()
         update_ema(self.ema, self.net, self.config.ema_decay, self.step)
         terms["loss"] = mean_over_processes(terms["loss"])
+        self.loss = terms["loss"]
         for name, value in terms.items():
             self.sums.setdefault(name, []).append(value)
 
@@ -200,8 +201,9 @@ class Trainer:
         )
         checkpoints.save_checkpoint(self.run.out / "last.pt", checkpoint)
         pictures.loss_curve(self.run.out / "loss.png", self.log, *self.curves)
-        for draw in self.on_save:
-            draw(self)
+        with alone():  # the others are at their next step already
+            for draw in self.on_save:
+                draw(self)
 
     def trained(self):
         """The weights to sample with, as --use-ema says."""
@@ -221,6 +223,7 @@ def signals_wait():
     kinds = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP"):
         kinds.append(signal.SIGHUP)
+    kinds = [kind for kind in kinds if signal.getsignal(kind) != signal.SIG_IGN]  # nohup python ...
     before = {kind: signal.signal(kind, lambda *_: caught.append(1)) for kind in kinds}
     try:
         yield caught
@@ -233,9 +236,10 @@ def read_log(path, step):
     """The lines of a log up to a step; later ones are dropped, for they will be written again."""
     lines = []
     if step and path.is_file():
-        for text in path.read_text().splitlines():
+        for text in path.read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError):  # half a line, where the run was killed
                 lines.append(json.loads(text))
-    lines = [line for line in lines if line["step"] <= step]
+    whole = [line for line in lines if isinstance(line, dict) and type(line.get("step")) is int]
+    lines = [line for line in whole if line["step"] <= step]
     write_whole(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
     return lines

@@ -67,6 +67,7 @@ def radial_power(x):
     H = x.shape[-1]
     if len(x) == 0 or x.ndim != 4 or x.shape[1:] != (1, H, H):
         raise ValueError("images must be [N, 1, H, H] with N at least 1")
+
     power = 0
     for part in x.split(CHUNK):
         power = power + torch.fft.fft2(to_u8(part).double()).abs().square().sum((0, 1))  # (H, H)
@@ -74,6 +75,7 @@ def radial_power(x):
     f = torch.fft.fftfreq(H, 1 / H, dtype=torch.float64, device=x.device)  # cycles per image
     radius = torch.hypot(f[:, None], f).floor().long().flatten()
     inside = radius <= H // 2
+
     total = torch.bincount(radius[inside], power.flatten()[inside], H // 2 + 1)
     mean = total / torch.bincount(radius[inside], minlength=H // 2 + 1)
     return mean / mean.sum()
@@ -97,6 +99,7 @@ def pixel_mmd2(x, y) -> float:
     x, y = (images.flatten(1).double().numpy() for images in (x, y))
     if len(x) < 2 or len(y) < 2:
         raise ValueError("MMD needs two images on either side")
+
     width = float(np.sqrt(np.square(y[1:] - y[:-1]).sum(1).mean() / 2))
     return float(mmd2_unbiased(x, y, width))
 
@@ -143,6 +146,7 @@ def inception_fid(x, real, batch=100) -> float:
     for images, is_real in ((real, True), (x, False)):
         for part in images.split(batch):
             fid.update(part, real=is_real)
+
     return float(fid.compute())
 
 
@@ -153,6 +157,7 @@ def real_crystals(kind, theta, seed=0, img_size=64):
     """True crystals with fresh aspects, rounded to 8 bits: float32 [N, 1, H, H] in [0, 1]."""
     aspect = torch.from_numpy(np.random.default_rng(seed).uniform(*ASPECT, len(kind)))
     columns = (torch.as_tensor(column).split(CHUNK) for column in (kind, theta, aspect))
+
     parts = []
     for k, t, b in zip(*columns, strict=True):
         parts.append(to_u8(render(k, t, b, img_size=img_size)).float() / 255)
@@ -181,6 +186,7 @@ def crystal_report(x, kind=None, theta=None, seed=0):
     """
     img_size = x.shape[-1]
     fit = crystal_error(x, kind, theta)
+
     columns = (column.split(CHUNK) for column in fit[1:])
     parts = [render(k, t, b, img_size=img_size) for k, t, b in zip(*columns, strict=True)]
     truth = torch.cat([part.float() for part in parts])
@@ -220,6 +226,7 @@ def describe(numbers) -> str:
     """The numbers of crystal_report in a few lines, each beside its floor."""
     mean, worst = (numbers[f"crystal_error_{which}"] for which in ("mean", "worst"))
     mean, worst = (f"{error:.4f}" if error > 1e-3 else f"{error:.1e}" for error in (mean, worst))
+
     share = numbers["share_below_0.05"]
     to = "the nearest of any type" if numbers["condition"] == "none" else "that of the condition"
     lines = [

@@ -38,9 +38,9 @@ def crystal_error(x, kind=None, theta=None) -> CrystalFit:
     """Distance from each image to the nearest rot-only crystal: of its condition, or of any.
 
     x: float [N, 1, H, H] in [0, 1].  kind: int [N] and theta: radians [N] in [0, pi/3], the
-    condition, both or neither.  With a condition of type 0, 2, 3 the nearest crystal is the one
-    that there is; of type 1 it is the minimum over aspect, from a grid and then by Gauss-Newton
-    until it no longer moves.  Without a condition, the minimum over type, angle and aspect.
+    condition, both or neither.  A condition of type 0, 2, 3 allows one crystal only; for type 1 it
+    is the minimum over aspect, from a grid and then by Gauss-Newton until it no longer moves.
+    Without a condition, it is the minimum over type, angle and aspect.
 
     Where two crystals are the same image, either may be named: a triangular lattice at 0 and at
     pi/3.  A rectangular one of aspect 1 is called square.  Raises ValueError for anything else.

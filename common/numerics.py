@@ -111,19 +111,17 @@ def component_average(x, pieces, constant, matrix):
 # -------------------------------------------------------------------------------- integrators
 
 
-def watched(trajectory):
-    """A trajectory (t, x), (t, x), ... as it is, until its state blows up.
+def watched(trajectory, steps="?"):
+    """A trajectory of so many steps, (t, x), (t, x), ..., as it is, until its state blows up.
 
     Then it raises FloatingPointError, which names the step.
     """
-    before = None
     for i, (t, x) in enumerate(trajectory):
         if not np.abs(x).max(initial=0) < 1e8:  # true for NaN as well
-            step = f"step {i}, from t = {before:.4g} to {t:.4g}"
+            where = f"step {i} of {steps}, at t = {t:.4g}"
             raise FloatingPointError(
-                f"the state blew up in {step}: take more steps, or another grid"
+                f"the state blew up in {where}: take more steps, or another grid"
             )
-        before = t
         yield t, x
 
 

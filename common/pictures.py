@@ -6,13 +6,13 @@ An image is grey, [H, W] in [0, 1], and shown in the colours of magma; or it is 
 import textwrap
 from functools import lru_cache
 
+from common import metrics
 from common.figures import house_style, new_figure, save_figure
-from common.metrics import TILES, captions
+from common.metrics import TILES
 from data import unit
 from make_gif import save_gif
 
 import numpy as np
-import torch
 
 # ------------------------------------------------------------------------------ pages of tiles
 
@@ -81,8 +81,9 @@ def crystal_page(path, x, fit, truth, title="left: sample    right: nearest true
 
     fit, truth: of metrics.crystal_report.  It shows the first 36.
     """
-    found = captions(fit.kind, fit.theta, fit.aspect)
-    captioned_grid(path, (x[:TILES, 0], truth[:TILES, 0]), found, title)
+    captions = metrics.captions(fit.kind, fit.theta, fit.aspect)
+    pairs = x[:TILES, 0], truth[:TILES, 0]
+    captioned_grid(path, pairs, captions, title)
 
 
 # ------------------------------------------------------------------------------ films
@@ -124,24 +125,6 @@ def crystal_film(path, film, duration=0.08):
     image_film(path, [unit(x) for _, x, *_ in film], duration)
 
 
-def film_steps(log_snr, n=32):
-    """The steps that a film of a sampler shows: the first, n evenly spread in log-SNR, the last.
-
-    log_snr: float64 [T], of the times at which the sampler calls the network, after which it
-    yields x_0 as number T.  They are spread from -5 on, for before that all is noise.
-    """
-    first = max(float(log_snr[0]), -5.0)
-    wanted = torch.linspace(first, float(log_snr[-1]), n, dtype=torch.float64)
-    nearest = (log_snr - wanted[:, None]).abs().argmin(1)
-    return {0, len(log_snr), *nearest.tolist()}
-
-
-def evenly(items, n):
-    """Indices of at most n of the items, spread evenly over them, both ends included: a set."""
-    n = min(n, len(items))
-    return set(np.linspace(0, len(items) - 1, n).round().astype(int).tolist())
-
-
 def png(image) -> bytes:
     """An image, uint8 [H, W, 3], as the bytes of a PNG."""
     import imageio.v3 as iio
@@ -154,11 +137,6 @@ def png(image) -> bytes:
 # A panel: what its vertical axis measures, and the keys of the log that it shows.
 LOSS = ("training loss, mean since the last point", "loss")
 BINS = ("held-out score error, by time t (best possible: 0)", "bins")
-
-
-def draw_loss(trainer, panels=(LOSS, BINS)):
-    """Write the loss.png of a training; for on_save of a loop.Trainer."""
-    loss_curve(trainer.run.out / "loss.png", trainer.log, *panels)
 
 
 @house_style()

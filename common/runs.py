@@ -29,13 +29,14 @@ from common.checkpoints import (
     ship_command,
 )
 from common.devices import pick_device, pick_precision, process_group, rank
-from common.files import write_json, write_whole
+from common.files import write_json
+from common.folders import output_folder
 
 import torch
 
 THIS_CALL = {"train", "resume", "out", "config", "ckpt"}  # never taken from stored settings
 ABOUT_THE_MACHINE = THIS_CALL | {"device", "save_every"}  # no part of the name of a folder
-PATHS = {"data_path", "data_dir", "vae"}  # what they hold is checked, not what they are called
+PATHS = {"data_path", "data_dir", "vae", "classifier"}  # what they hold counts, not their names
 MAY_DIFFER = PATHS | {"train_steps", "epochs", "save_every", "device"}  # when a run is resumed
 
 
@@ -52,6 +53,10 @@ class Run:
     out: Path = None
     contents: dict = field(default_factory=dict)  # hashes of the data and networks it stands on
 
+    def with_settings(self, **settings):
+        """The same run, but for these settings of the sampling."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **settings))
+
     def check_content(self, name, tensors):
         """Data and networks may move, but not change: raise ValueError for other content.
 
@@ -59,7 +64,7 @@ class Run:
         """
         found = content_hash(tensors)
         known = self.checkpoint["contents"].get(name, found) if self.checkpoint else found
-        if found != known:
+        if found != known or getattr(self.trained, name, found) is None:
             flag = f"{cli.spelt(name)} {getattr(self.config, name)}"
             raise ValueError(f"{flag} does not hold what {self.source} was trained on")
         self.contents[name] = found
@@ -104,7 +109,7 @@ def sampled(Config, config, preset, typed):
             raise ValueError(f"{cli.spelt(key)} is a setting of the training: add --train")
     ignored = ABOUT_THE_MACHINE | set(cli.names(Config, "training"))
     if config.shipped is None:
-        folder = outputs(config) / cli.folder_name(config, ignored)
+        folder = outputs(config) / cli.folder_name(config, ignored - {"ckpt"})
         config.settle(typed.keys())
         return Run(config, config, None, None, folder)
 
@@ -115,12 +120,11 @@ def sampled(Config, config, preset, typed):
     for key in cli.names(Config, "model"):
         check_agrees(said, key, trained, path, "train another with --train")
 
-    if config.ckpt:  # the name of the checkpoint says what its network is
+    parent = outputs(config)
+    if config.ckpt:  # samples of a run lie below it, others below the name of the checkpoint
+        parent = path.parent if path.name == "last.pt" else parent / cli.safe_name(config.ckpt)
         ignored |= set(cli.names(Config, "model"))
-        below = path.parent if path.name == "last.pt" else outputs(config) / cli.safe_name(config.ckpt)
-        folder = below / cli.folder_name(config, ignored)
-    else:
-        folder = outputs(config) / cli.folder_name(config, ignored)
+    folder = parent / cli.folder_name(config, ignored)
 
     # Network and training are what the checkpoint says; so are paths, if no other is given.
     known = cli.names(Config, "model", "training")
@@ -207,21 +211,8 @@ def run_folder(run):
     if (out / "last.pt").exists() and not run.config.resume:
         how = "continue it with --resume, or " if run.config.train else ""
         raise ValueError(f"{out} holds a trained run: {how}name another folder with --out")
-
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / ".writable", b"").unlink(missing_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"cannot write into the folder {out} ({error.strerror}): name another with --out"
-        ) from None
-    try:
+    with output_folder(out):
         yield out
-    finally:
-        for folder in made:
-            with contextlib.suppress(OSError):  # it is not empty: as it should be
-                folder.rmdir()
 
 
 def config_json(run):
@@ -249,6 +240,16 @@ def load_net(net, run):
     if weights not in run.checkpoint:
         raise ValueError(f"{run.source} holds averaged weights only: leave --use-ema at 1")
     return load_weights(net, run.checkpoint[weights], run.source).eval().requires_grad_(False)
+
+
+def shipped_net(Config, build, name, device):
+    """The network of a checkpoint that ships, ready to sample from; None where there is none."""
+    path = SHIPPED / name
+    if not path.exists():
+        return None
+    checkpoint = load_checkpoint(path, Config.script)
+    net = build(stored_config(Config, checkpoint, path)).to(device)
+    return load_weights(net, checkpoint["ema"], path).eval().requires_grad_(False)
 
 
 def main(Config, build, train, sample, report, argv=None):

@@ -52,14 +52,14 @@ def merged(results):
 
 
 @torch.no_grad()
-def sample_images(trajectory, shape, config, times, schedule=None, keys=None):
+def sample_images(trajectory, shape, config, times, schedule=None, keys=None, stream=2):
     """Run a sampler on --n images, --sample-batch at a time: a Drawn.
 
     trajectory(rows, noise) is a generator of (t, x, x0_hat), the last with t = 0: a sampler on
     these rows of the conditions.  noise: normals [len(rows), *shape] without end, which for image i
-    depend on (seed, keys[i]), by default (seed, i).  times: of its steps; the film shows some of
-    them, evenly spread in the log-SNR of a schedule, or else in number.  Raises FloatingPointError
-    for a state that diverges.
+    depend on (seed, keys[i]), by default (seed, i), and the stream.  times: of its steps; the film
+    shows some of them, evenly spread in the log-SNR of a schedule, or else in number.  Raises
+    FloatingPointError for a state that diverges.
     """
     n = config.n
     calls = len(times)
@@ -71,7 +71,7 @@ def sample_images(trajectory, shape, config, times, schedule=None, keys=None):
     with progress(batches * calls, "sampling", "step") as bar:
 
         def draw(rows):
-            noise = image_noise(config.seed, keys[rows], shape)
+            noise = image_noise(config.seed, keys[rows], shape, stream)
             for i, (t, x, x0_hat) in enumerate(trajectory(rows, noise)):
                 check_finite(t, x)
                 if rows.start == 0 and i in shown:
@@ -92,7 +92,7 @@ def sample_points(trajectory, config, times, schedule=None):
     """
     n = config.n
     own = np.array_split(np.arange(n), processes())[rank() if processes() > 1 else 0]
-    noise = (z[own] for z in point_noise(config.seed, n))
+    noise = point_noise(config.seed, n, rows=own)
     shown = film_steps(schedule, times) if schedule else evenly(len(times) + 1, 33)
     film = []
     start = time.perf_counter()
@@ -113,4 +113,4 @@ def sample_points(trajectory, config, times, schedule=None):
 def check_finite(t, x):
     if not x.isfinite().all():
         where = f"the state diverged before t = {t:.4g}"
-        raise FloatingPointError(f"{where}: take more --steps, or another --grid")
+        raise FloatingPointError(f"{where}: take more --steps, or settings nearer to the defaults")

@@ -1,5 +1,7 @@
 """Random numbers that depend on a key, not on the order in which they are drawn."""
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -21,15 +23,35 @@ def noise_of(generators, shape):
     return torch.stack([torch.randn(shape, generator=g) for g in generators])
 
 
-def image_noise(seed, keys, shape):
-    """Normals [N, *shape] without end; those of image i depend on (seed, keys[i]) alone."""
-    generators = [generator(seed, key, 2) for key in keys]  # 0 and 1 belong to the training
-    while True:
-        yield noise_of(generators, shape)
+class Noise:
+    """Standard normals without end: next(noise) is [N, *shape], noise.draw(other) [N, *other]."""
+
+    def __init__(self, draw, shape):
+        self.draw = draw
+        self.shape = shape
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self.draw(self.shape)
 
 
-def point_noise(seed, n, dim=2):
-    """Normals [n, dim] without end: a cloud of points has one generator."""
-    g = generator(seed, 0, 2)
-    while True:
-        yield torch.randn(n, dim, generator=g)
+def image_noise(seed, keys, shape, stream=2):
+    """Normals [N, *shape] without end; those of image i depend on (seed, keys[i], stream) alone."""
+    generators = [generator(seed, key, stream) for key in keys]  # 0 and 1 belong to the training
+    return Noise(partial(noise_of, generators), shape)
+
+
+def point_noise(seed, n, dim=2, rows=slice(None), stream=None):
+    """Normals [n, dim] without end: a cloud of points has one generator.
+
+    rows: those that are wanted of the whole cloud.  stream: 1, 2, ... for further clouds.
+    """
+    key = (seed, 0, 2) if stream is None else (seed, stream, 0, 2)
+    g = generator(*key)
+
+    def draw(shape):
+        return torch.randn(n, *shape, generator=g)[rows]
+
+    return Noise(draw, (dim,))

@@ -21,7 +21,7 @@ SHOWN = 10_000  # points, in a frame and in the distances
 
 @dataclasses.dataclass(kw_only=True)
 class Files:
-    """The flags that decide what is written, and where."""
+    """The flags that decide what is written and where, and the seed."""
 
     vis_every: int | None = run_flag(
         None, "steps from frame to frame (default: some 40 frames in all)", low=1
@@ -84,7 +84,7 @@ def follow(config, trajectory):
     """The start of a trajectory, snapshots (t, x) for a film, and its last t and x."""
     every = config.vis_every or math.ceil(config.steps / 40)
     snapshots = []
-    states = progress(watched(trajectory), "steps", config.steps + 1)
+    states = progress(watched(trajectory, config.steps), "steps", config.steps + 1)
     with np.errstate(all="ignore"):  # a blow-up is reported once, and better
         for i, (t, x) in enumerate(states):
             if i == 0:

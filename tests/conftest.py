@@ -1,4 +1,4 @@
-"""What several tests need: a folder of made-up digits, and what a user's mistake is to look like."""
+"""What several tests need: made-up digits, a small script, and what a user's mistake is to look like."""
 
 import gzip
 import os
@@ -6,6 +6,10 @@ import re
 import struct
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests: before NumPy and torch are imported
+
+import toy
+from common import pictures, runs
+from common.checkpoints import load_checkpoint
 
 import numpy as np
 import pytest
@@ -16,7 +20,8 @@ import torch.nn.functional as F
 @pytest.fixture(scope="session")
 def mnist_folder(tmp_path_factory):
     """Smooth blobs and random labels, both parts gzipped, in torchvision's layout."""
-    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part in ("train", "t10k"):
@@ -29,20 +34,80 @@ def mnist_folder(tmp_path_factory):
     return folder
 
 
+def visible(text):
+    """The lines that a terminal shows: a bar that returns to the beginning of its line is gone."""
+    lines = [line.rpartition("\r")[2] for line in text.split("\n")]
+    return [line for line in lines if line.strip()]
+
+
 @pytest.fixture
 def mistake(capsys):
-    """mistake(main, *words): the line that a user's mistake is answered with.
-
-    Checks that the exit status is 2 and that nothing else is said, but for argparse's usage before it.
-    """
+    """mistake(main, *words): the one line that a user's mistake is answered with; the exit status is 2."""
 
     def line_of(main, *words):
         capsys.readouterr()  # what came before
         with pytest.raises(SystemExit) as stop:
             main([str(word) for word in words])
-        lines = capsys.readouterr().err.strip().splitlines()
-        assert stop.value.code == 2 and re.match(r"\w+\.py: error: ", lines[-1])
-        assert len(lines) == 1 or (lines[0].startswith("usage:") and not any("rror" in line for line in lines[:-1]))
-        return lines[-1]
+        (line,) = visible(capsys.readouterr().err)
+        assert stop.value.code == 2 and re.match(r"[\w.]+: error: ", line)
+        return line
 
     return line_of
+
+
+def same(a, b):
+    """Bit for bit, through dicts and lists of tensors and arrays."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if torch.is_tensor(a):
+        return torch.equal(a, b)
+    return np.array_equal(a, b)
+
+
+def run(*words, main=toy.main):
+    """The exit status of a command line, in this process."""
+    try:
+        main([str(word) for word in words])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def state(folder):
+    """What a training is made of, as its last checkpoint has it."""
+    checkpoint = load_checkpoint(folder)
+    return {key: checkpoint[key] for key in ("step", "model", "ema", "optimizer", "sums")}
+
+
+def arrays(folder):
+    """The arrays of a samples.npz."""
+    with np.load(folder / "samples.npz") as file:
+        return {name: file[name] for name in file}
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Training without its loss.png, where only the weights are of interest."""
+    monkeypatch.setattr(pictures, "loss_curve", lambda *args: None)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, no_pictures):
+    """A folder of one's own to work in, into whose shipped/ checkpoints ship."""
+    monkeypatch.setattr(runs, "SHIPPED", tmp_path / "shipped")
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory):
+    """The folder of a training of the toy that was never stopped.  Not to be written into."""
+    folder = tmp_path_factory.mktemp("toy") / "never_stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "loss_curve", lambda *args: None)
+        assert run("--train", "--out", folder) == 0
+    return folder
