@@ -27,23 +27,18 @@ from functools import partial
 
 import data
 import dddm
-from common import cli, crystal_job, metrics, pictures, runs
+from common import cli, runs
 from common.blocks import turned_coordinates, waves, zeroed
 from common.board import need_package
 from common.cli import flag
-from common.datasets import DATASETS, load, present
-from common.digit_classifier import classify, load_classifier
-from common.files import write_npz
-from common.nearest_crystal import crystal_error
+from common.datasets import DATASETS
+from common.image_job import CHANNELS, CLASSES, SOURCES, epoch, image_grid
 from common.sampling import sample_images
-from common.seeds import generator
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-CLASSES = {"crystals": len(data.KINDS)} | {name: of.classes for name, of in DATASETS.items()}
-CHANNELS = {"crystals": 1} | {name: of.channels for name, of in DATASETS.items()}
 USUAL = {  # what depends on the data, unless it is typed
     "crystals": dict(
         img_size=64, patch=8, width=192, depth=6, heads=3, shared=4, xi_dim=2,
@@ -134,11 +129,7 @@ class Config(dddm.Config):
             need_package("--fid", "torchmetrics[image]", "torchmetrics", "torch_fidelity")
 
     def epoch(self):
-        if self.data not in DATASETS:
-            return super().epoch()
-        if not present(self.data, self.data_dir, train=True):  # yet: it will be downloaded
-            return DATASETS[self.data].n_train
-        return len(load(self.data, self.data_dir, train=True)[1])
+        return epoch(self) if self.data in DATASETS else super().epoch()
 
 
 # ------------------------------------------------------------------------------ the network
@@ -263,8 +254,8 @@ class DiT(nn.Module):
 
         # What is predicted has to cancel part of the noise in c_skip x_t, pixel by pixel.  A token
         # of few numbers cannot carry that: so x is added, times a number that the network chooses.
-        out = self.skip(late).view(-1, m, 1, 1, 1) * x[:, None] + out
-        return (c_skip * x_t)[:, None] + c_out[:, None] * out.float()
+        through = self.skip(late).view(-1, m, 1, 1, 1) * x[:, None]
+        return (c_skip * x_t)[:, None] + c_out[:, None] * (through + out).float()
 
 
 def mlp(d_in, width):
@@ -275,63 +266,57 @@ def build(config):
     return DiT(CHANNELS[config.data], CLASSES[config.data], config)
 
 
-# ------------------------------------------------------------------------------ the images
-# Where they come from and how samples are measured.  x is [N, C, H, H] in [-1, 1].
+# ------------------------------------------------------------------------------ the training
 
 
-class Crystals:
-    """Rendered on the fly, conditioned on type and angle, and compared with the truth."""
+def train(net, run):
+    images = SOURCES[run.config.data](run)
+    n = run.config.batch_size
+    quick = run.with_settings(n=images.evaluated, steps=8, sample_batch=36, kind=None, theta=None)
 
-    evaluated = 36  # samples, while it trains
+    def batch(step):
+        return images.batch(step, n)
 
-    def __init__(self, run):
-        self.crystals = crystal_job.TrainingCrystals(run, signed=True)
-        self.batch = self.crystals.batch
+    def evaluate(ema, step):
+        condition = images.conditions(quick.config)
+        x = draw(ema, quick, condition).x
+        captions = images.captions(condition)
+        image_grid(run.out / "training_samples.png", x, captions, f"after {step} steps")
+        return images.evaluate(x, condition, run.config.seed)
 
-    def conditions(self, config):
-        return crystal_job.conditions(config)
-
-    def captions(self, condition):
-        return metrics.captions(condition.kind, condition.cont[:, 1])
-
-    def evaluate(self, x, condition):
-        fit = crystal_error(data.unit(x).double(), condition.kind, condition.cont[:, 1])
-        return {"crystal_error": float(fit.error.mean())}
-
-    def report(self, drawn, run):
-        return crystal_job.report_crystals(drawn, run, film="sampling.gif", duration=0.3)
+    return dddm.fit(net, run, batch, evaluate)
 
 
-class Published:
-    """Read from --data-dir, conditioned on their class, and compared with one another."""
+# ------------------------------------------------------------------------------ the sampling
 
-    evaluated = 36
 
-    def __init__(self, run):
-        self.config = run.config
-        self.x_u8, self.labels = load(run.config.data, run.config.data_dir, train=True)
-        run.check_content("data_dir", {"x_u8": self.x_u8, "labels": self.labels})
+def draw(net, run, condition):
+    """--n images in [-1, 1] under these conditions, and the film of the first 36."""
+    config = run.config
 
-    def images(self, rows):
-        return self.x_u8[rows].float() / 127.5 - 1
+    def trajectory(rows, noise):
+        denoise = partial(dddm.learned_draw, net, run, noise, (condition.rows(rows),))
+        return dddm.sampler(denoise, next(noise), config.steps, config.churn, noise)
 
-    def batch(self, step, n):
-        """Images and Condition of a step: a function of (seed, step)."""
-        g = generator(self.config.seed, step, 1)
-        rows = torch.randint(len(self.labels), (n,), generator=g)
-        return self.images(rows), data.known_condition(self.labels[rows], torch.zeros(n, 4))
+    shape = (CHANNELS[config.data], config.img_size, config.img_size)
+    return sample_images(trajectory, shape, config, range(config.steps))
 
-    def conditions(self, config):
-        """Of image i: class i modulo their number, or --kind."""
-        kind = torch.arange(config.n) % CLASSES[config.data]
-        if config.kind is not None:
-            kind = torch.full((config.n,), config.kind)
-        return data.known_condition(kind, torch.zeros(config.n, 4))
 
-    def captions(self, condition):
-        return [f"class {k}" for k in condition.kind[:36].tolist()]
+def sample(net, run):
+    """The images and where real ones are: without those there is no work to begin with."""
+    images = SOURCES[run.config.data](run)
+    return draw(net, run, images.conditions(run.config)), images
 
-    def shuffled(self, n, seed):
-        """n real images, or all there are."""
-        return self.images(torch.randperm(len(self.labels), generator=generator(seed, 5))[:n])
 
+def report(samples, net, run):
+    """samples.png, samples.npz, and the numbers; of crystals a film as well."""
+    drawn, images = samples
+    return images.report(drawn, run)
+
+
+def main(argv=None):
+    runs.main(Config, build, train, sample, report, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -22,4 +22,4 @@ def opened(script, path):
 def only_known_crystals(trained, path):
     """Raise ValueError for crystals that have no closed form, or not all of the four types."""
     if (trained.mode, trained.n_types) != ("rot-only", 4):
-        raise ValueError(f"{path}: only networks of rot-only crystals, all four types, are measured")
+        raise ValueError(f"{path}: no closed form but for rot-only crystals of all four types")

@@ -45,7 +45,7 @@ def schedules(beta_max):
 
 
 def times(grid, beta_max):
-    """Each edition of the time grid finds its own times of equal log-SNR: bisection, a formula."""
+    """Equal steps of log-SNR are found in two ways: by bisection, and by a formula."""
     ours = VP(0.1, beta_max)
     reference_one = reference.VPSchedule(0.1, beta_max)
     gaps = []

@@ -45,9 +45,7 @@ LARGEST = 1e9  # of any number without an upper limit of its own
 # ------------------------------------------------------------------------------ the flags
 
 
-def any_flag(
-    group, default, help, *, choices=None, parse=None, also=None, many=False, **limits
-):
+def any_flag(group, default, help, *, choices=None, parse=None, also=None, many=False, **limits):
     """A field of a config.
 
     limits: low and high (included), above and below (excluded).  parse: an argparse type of its

@@ -34,13 +34,16 @@ def save_crystals(path, n, batch, chunk, about):
     # The batches are small: two workers of one thread each beat one worker of two.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    pool = ThreadPool(threads)
     starts = range(0, n, chunk)
     try:
-        with whole_file(path) as file, ThreadPool(threads) as pool:
+        with whole_file(path) as file:
             for _ in progress(pool.imap(fill, starts), "rendering", len(starts)):
                 pass
             torch.save({"x_u8": x_u8, "y_cat": y_cat, "y_cont": y_cont, **about}, file)
     finally:
+        pool.terminate()
+        pool.join()
         torch.set_num_threads(threads)
 
 

@@ -18,8 +18,8 @@ def pick_device(name):
     if name == "auto":
         kind = next(kind for kind, ok in there.items() if ok)
         name = kind
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # under torchrun, a device a process
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    if name == "cuda" and started_by_torchrun():  # a device a process
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if kind not in there:
         raise ValueError(f"--device must be auto, cpu, cuda or mps, not {name!r}")
     if there[kind]:

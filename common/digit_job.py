@@ -8,8 +8,8 @@ from common.datasets import load, present
 from common.digit_classifier import SURE, load_classifier
 from common.figures import house_style, new_figure, save_figure
 from common.files import write_npz
-from common.vae_report import ACTIVE
 from common.pictures import grid_image
+from common.vae_report import ACTIVE
 
 import torch
 

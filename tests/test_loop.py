@@ -31,20 +31,20 @@ def seconds(folder):
 
 @pytest.fixture
 def at_step(monkeypatch):
-    """at_step(k, f): f() is called in the middle of training step k."""
+    """at_step(k, f): f() is called in the middle of training step k, when it comes for the first time."""
 
     def register(k, f):
         plain = loop.learning_rate
+        todo = [f]
 
         def rate(step, *args):
-            if step == k:
-                f()
+            if step == k and todo:
+                todo.pop()()
             return plain(step, *args)
 
         monkeypatch.setattr(loop, "learning_rate", rate)
 
-    yield register
-    monkeypatch.undo()
+    return register
 
 
 @pytest.fixture

@@ -1,0 +1,150 @@
+"""Claims about dddm.py and dddm_dit.py: few steps, and how wide the learned posteriors are.
+
+    python audit.py --only dddm
+
+With exact draws from p(x_0 | x_t) in the place of the network, no step is too long.  With the
+network, few steps are to be enough, and ordinary diffusion, trained alike, is to need more.
+"""
+
+from functools import cache, partial
+
+import data
+import dddm
+import dddm_dit
+from audits.networks import opened
+from common import posteriors
+from common.checkpoints import SHIPPED
+from common.claims import Claim
+from common.distances import mmd2_to_mixture
+from common.metrics import aspect_w1
+from common.nearest_crystal import RECTANGULAR, crystal_error
+
+import numpy as np
+
+POINTS = 4096
+SEEDS = 5
+
+# --------------------------------------------------------------------- the exact posterior
+
+
+def any_number_of_steps(steps, churn):
+    """Draws of the exact p(x_0 | x_t) in the place of the network: no churn is wrong either."""
+    gmm = dddm.mixture(dddm.Config())
+    denoise = partial(posteriors.exact_draw, gmm, np.random.default_rng(0))
+    clouds = [dddm.cloud(denoise, POINTS, steps, churn, seed) for seed in range(SEEDS)]
+    each = [mmd2_to_mixture(x, gmm) for x in clouds]
+
+    # Exact samples of 4,096 scatter by 1.7e-4: to allow more would hide a bias.
+    scatter = min(np.std(each, ddof=1), 5e-4)
+    claim = f"exact posterior draws, {steps} steps, churn {churn:g}: MMD^2, mean of {SEEDS} seeds"
+    return Claim(claim, 0, np.mean(each), 4 * scatter / SEEDS**0.5, n=POINTS)
+
+
+CLAIMS = [
+    partial(any_number_of_steps, 1, 1),
+    partial(any_number_of_steps, 4, 0),
+    partial(any_number_of_steps, 4, 1),
+    partial(any_number_of_steps, 16, 0.5),
+]
+
+# ------------------------------------------------------------------------------ points
+
+
+@cache
+def network(name):
+    """A network that ships, dddm_NAME.pt, and its Run."""
+    return opened(dddm, SHIPPED / f"dddm_{name}.pt")
+
+
+@cache
+def few_steps(name, steps, churn):
+    """MMD^2 to the mixture, mean of the seeds."""
+    net, run = network(name)
+    gmm = dddm.mixture(run.trained)
+    each = []
+    for seed in range(SEEDS):
+        denoise = dddm.learned(net, run, POINTS, seed)
+        x = dddm.cloud(denoise, POINTS, steps, churn, seed)
+        each.append(mmd2_to_mixture(x, gmm))
+    return np.mean(each)
+
+
+def energy_score(name, steps, tolerance=None):
+    measured = few_steps(name, steps, 1)
+    claim = f"dddm, {name}: MMD^2 at {steps} steps, mean of {SEEDS} seeds"
+    return Claim(claim, 0, measured, tolerance, n=POINTS)
+
+
+def ordinary_diffusion(steps, tolerance=None):
+    """It is to be at least ten times worse; at the better of its two churns."""
+    ordinary = min(few_steps("mixture_mean", steps, churn) for churn in (0, 1))
+    share = max(0, few_steps("mixture", steps, 1)) / ordinary
+    claim = f"dddm, mixture: MMD^2 at {steps} steps, as a share of ordinary diffusion's"
+    return Claim(claim, 0, share, tolerance, n=POINTS, note=f"which is {ordinary:.1e}")
+
+
+def spread():
+    net, run = network("mixture")
+    learned = partial(dddm.learned, net, run, POINTS, seed=0)
+    found = posteriors.posterior_pairs(learned, dddm.mixture(run.trained))
+    off, _ = posteriors.std_errors(found)
+    claim = "dddm, mixture: relative error of posterior std, worst of ten"
+    return Claim(claim, 0, max(off), 0.15, n=POINTS)
+
+
+# ------------------------------------------------------------------------------ crystals
+
+
+@cache
+def crystals(steps, n=36, kind=None):
+    """The crystal_error of default conditions."""
+    net, run = opened(dddm_dit, SHIPPED / "dddm_dit_crystals.pt")
+    condition = data.default_conditions(n, kind)
+    run = run.with_settings(n=n, steps=steps, churn=0.25)
+    x = dddm_dit.draw(net, run, condition).x
+    return crystal_error(data.unit(x).double(), condition.kind, condition.cont[:, 1])
+
+
+def few_step_crystals(steps, tolerance=None):
+    error = crystals(steps).error.mean()
+    claim = f"dddm, crystals: mean error of the 36 default tiles, {steps} steps"
+    return Claim(claim, 0, float(error), tolerance, n=36)
+
+
+def variety():
+    w1 = aspect_w1(crystals(8, 512, RECTANGULAR).aspect)
+    return Claim("dddm, crystals: aspect W1, 512 rectangular, 8 steps", 0, w1, 0.04, n=512)
+
+
+# ------------------------------------------------------------------------------ the networks
+
+CHECKS = {
+    "dddm_mixture.pt": [
+        partial(energy_score, "mixture", 1),
+        partial(energy_score, "mixture", 2),
+        partial(energy_score, "mixture", 4, tolerance=2e-3),
+        partial(energy_score, "mixture", 8),
+        partial(energy_score, "mixture", 32),
+        spread,
+    ],
+    "dddm_mixture_mean.pt": [
+        partial(ordinary_diffusion, 4, tolerance=0.1),
+        partial(ordinary_diffusion, 16),
+    ],
+    "dddm_S.pt": [partial(energy_score, "S", 4, tolerance=2e-3)],
+    "dddm_circle.pt": [partial(energy_score, "circle", 4, tolerance=2e-3)],
+    "dddm_dit_crystals.pt": [
+        partial(few_step_crystals, 1),
+        partial(few_step_crystals, 2),
+        partial(few_step_crystals, 4),
+        partial(few_step_crystals, 8, tolerance=0.06),
+        partial(few_step_crystals, 16),
+        variety,
+    ],
+}
+NETWORKS = tuple(CHECKS)
+
+
+def about(path):
+    """The checks of a checkpoint that ships; there is no picture."""
+    return CHECKS[path.name], None

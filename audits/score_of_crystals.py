@@ -1,0 +1,132 @@
+"""Claims about the network of vp_sde.py: its crystals, its error by t, the calls it takes."""
+
+from functools import cache, partial
+
+import data
+import vp_sde
+from audits.pairs import in_bin
+from audits.samplers import TILES, drawn_crystals
+from common.claims import Claim
+from common.clouds import BLUE, GREEN, ORANGE
+from common.figures import house_style, new_figure, save_figure
+from common.metrics import aspect_w1
+from common.nearest_crystal import RECTANGULAR, crystal_error
+
+import numpy as np
+
+CALLS = {  # of the network, a sample
+    "sde": (5, 10, 20, 50, 100, 300),
+    "ode": (5, 9, 19, 49),
+    "dpmpp": (5, 10, 20, 50),
+}
+
+
+@cache
+def crystal_errors(pair, which, sampler, calls, tiles=TILES, seed=0, w=1):
+    """Crystal error [len(tiles)] of samples under the learned or the exact eps."""
+    model = getattr(pair, which)
+    return drawn_crystals(model, sampler, calls, tiles, seed, w, pair.run.trained.img_size)
+
+
+def main_job(pair, sampler, calls):
+    """Crystal errors [3, 36] of the 36 default tiles at CFG 1.5, seeds 0, 1, 2."""
+    tiles = tuple(range(36))
+    draws = [crystal_errors(pair, "learned", sampler, calls, tiles, s, 1.5) for s in range(3)]
+    return np.stack(draws)
+
+
+def default_tiles(pair, statistic, limit):
+    error = getattr(main_job(pair, "sde", 300), statistic)()
+    claim = f"crystals: 36 default tiles, 3 seeds, CFG 1.5, sde, 300 calls, {statistic}"
+    return Claim(claim, 0, error, limit, n=108)
+
+
+def ten_calls(pair):
+    """Required: at most a quarter more than with 300, or 0.003 more.  To be better is no fault."""
+    few = main_job(pair, "dpmpp", 10).mean()
+    many = main_job(pair, "sde", 300).mean()
+    claim = "crystals: mean error of dpmpp, 10 calls, beyond that mean"
+    return Claim(claim, 0, max(few - many, 0), max(many / 4, 0.003), n=108)
+
+
+def error_by_calls(pair, sampler, calls):
+    network = crystal_errors(pair, "learned", sampler, calls).mean()
+    oracle = crystal_errors(pair, "exact", sampler, calls).mean()
+    claim = f"crystals: mean error (exact denoiser's), {sampler}, {calls} calls"
+    return Claim(claim, oracle, network, n=len(TILES))
+
+
+def variety(pair, sampler, calls):
+    """How far the aspects of 512 rectangular crystals are from the law of the data."""
+    settings = dict(n=512, kind=RECTANGULAR, sampler=sampler, steps=calls, cfg=1.0)
+    run = pair.run.with_settings(**settings)
+    condition = data.default_conditions(512, RECTANGULAR)
+    x = data.unit(vp_sde.sample(pair.net, run).x).double()
+    fit = crystal_error(x, condition.kind, condition.cont[:, 1])
+    claim = f"crystals: aspect W1, 512 rectangular, CFG 1, {sampler}, {calls} calls"
+    return Claim(claim, 0, aspect_w1(fit.aspect), n=512)
+
+
+ONE_IMAGE = dict(group=" types 0, 2, 3", samples=np.arange(36) % 4 != 1)  # given the condition
+A_CURVE = dict(group=" rectangular", samples=np.arange(36) % 4 == 1)
+CHECKS = [
+    partial(default_tiles, statistic="mean", limit=0.015),
+    partial(default_tiles, statistic="max", limit=0.06),
+    ten_calls,
+    *(partial(in_bin, what="score error", i=i, **ONE_IMAGE) for i in range(6)),
+    *(partial(in_bin, what="score error", i=i, **A_CURVE) for i in range(6)),
+    *(partial(in_bin, what="loss", i=i, **A_CURVE) for i in range(6)),  # else the least is 0
+    *(
+        partial(error_by_calls, sampler=sampler, calls=n)
+        for sampler, counts in CALLS.items()
+        for n in counts
+    ),
+    partial(variety, sampler="dpmpp", calls=10),
+]
+AT_LENGTH = [partial(variety, sampler="sde", calls=300)]
+
+# ------------------------------------------------------------------------------ the picture
+
+LINES = {  # in the picture: a colour, a mark, a name
+    "sde": (BLUE, "o", "reverse SDE, Euler-Maruyama"),
+    "ode": (ORANGE, "s", "probability flow, Heun"),
+    "dpmpp": (GREEN, "^", "DPM-Solver++(2M)"),
+}
+SCALE = {"a black image": 0.238, "shifted by 0.1 px": 0.014, "rounded to 8 bits": 0.001}
+
+
+@house_style()
+def draw(pair, folder):
+    """crystals_error.png: error against calls, of the network and of the exact denoiser."""
+    figure = new_figure(8, 6.4, layout="constrained")
+    top, low = figure.subplots(2, 1, height_ratios=(3, 1))
+    draw_errors(top, pair, "learned", "-", "with the network", (6e-4, 1.2))
+    draw_errors(low, pair, "exact", "--", "with the exact denoiser", (1e-9, 1e-5))
+
+    grey = dict(fontsize=8, color="0.4")
+    for words, level in SCALE.items():
+        top.axhline(level, color="0.5", lw=0.8, ls=":", zorder=0)
+        top.annotate(words, (340, level), (0, 3), textcoords="offset points", ha="right", **grey)
+    why = "too few steps: the state is noisier than t says,\nand the network believes t"
+    top.text(11, 0.13, why, **grey)
+    low.text(340, 1e-6, "float32 rounding, at any number of steps", ha="right", **grey)
+
+    low.set_xlabel("network calls per sample")
+    top.legend(frameon=False, fontsize=9, loc="upper center")
+    title = "Same samplers, same noise: what is wrong with a crystal is the network's doing"
+    figure.suptitle(title, weight="bold")
+    save_figure(folder / "crystals_error.png", figure)
+
+
+def draw_errors(ax, pair, which, line, title, limits):
+    for sampler, (colour, mark, name) in LINES.items():
+        calls = CALLS[sampler]
+        errors = [crystal_errors(pair, which, sampler, n).mean() for n in calls]
+        ax.loglog(calls, errors, line + mark, color=colour, ms=6, alpha=0.85, label=name)
+    ax.set(xlim=(4.5, 350), ylim=limits, ylabel="crystal error")
+    ax.set_title(title, loc="left", fontsize=11)
+    ax.grid(alpha=0.3, lw=0.5)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.minorticks_off()
+    ticks = CALLS["sde"]
+    ax.set_xticks(ticks, [str(n) for n in ticks])

@@ -1,0 +1,151 @@
+"""Where images come from, crystals and published ones alike, and how samples of them are measured.
+
+    images = source(run)                        Crystals, Published or Digits, by --data
+    x, condition = images.batch(step, n)        x [n, C, H, H] in [-1, 1], a data.Condition
+"""
+
+import data
+from common import crystal_job, metrics, pictures
+from common.datasets import DATASETS, load, present
+from common.digit_classifier import load_classifier
+from common.files import write_npz
+from common.nearest_crystal import crystal_error
+from common.seeds import generator
+
+import torch
+
+CHANNELS = {"crystals": 1} | {name: about.channels for name, about in DATASETS.items()}
+CLASSES = {"crystals": len(data.KINDS)} | {name: about.classes for name, about in DATASETS.items()}
+
+
+class Crystals:
+    """Rendered on the fly, conditioned on type and angle, and compared with the truth."""
+
+    evaluated = 36  # samples in an evaluation of a training
+
+    def __init__(self, run):
+        self.batch = crystal_job.TrainingCrystals(run, signed=True).batch
+
+    def conditions(self, config):
+        return crystal_job.conditions(config)
+
+    def captions(self, condition):
+        return metrics.captions(condition.kind, condition.cont[:, 1])
+
+    def evaluate(self, x, condition, seed):
+        """Numbers of samples, for a line of the log."""
+        fit = crystal_error(data.unit(x).double(), condition.kind, condition.cont[:, 1])
+        return {"crystal_error": float(fit.error.mean())}
+
+    def report(self, drawn, run):
+        """Write files and pictures; return the numbers and what to print of them."""
+        return crystal_job.report_crystals(drawn, run, film="sampling.gif", duration=0.3)
+
+
+class Published:
+    """Read from --data-dir, conditioned on the class, and compared with real images."""
+
+    evaluated = 36
+
+    def __init__(self, run):
+        config = run.config
+        self.n_classes = CLASSES[config.data]
+        self.seed = run.trained.seed
+        self.x_u8, self.labels = load(config.data, config.data_dir, train=True)
+        run.check_content("data_dir", {"x_u8": self.x_u8, "labels": self.labels})
+
+    def batch(self, step, n):
+        rows = torch.randint(len(self.labels), (n,), generator=generator(self.seed, step, 1))
+        return signed(self.x_u8[rows]), of_class(self.labels[rows])
+
+    def conditions(self, config):
+        """Image i is of class i modulo their number, or of --kind."""
+        if config.kind is not None:
+            return of_class(torch.full((config.n,), config.kind))
+        return of_class(torch.arange(config.n) % self.n_classes)
+
+    def captions(self, condition):
+        return [f"class {k}" for k in condition.kind[: metrics.TILES].tolist()]
+
+    def real(self, n, seed):
+        """n of the images, or all there are."""
+        rows = torch.randperm(len(self.labels), generator=generator(seed, 5))[:n]
+        return signed(self.x_u8[rows])
+
+    def distances(self, x, real):
+        """Of samples from real images; empty where there is one only."""
+        if min(len(x), len(real)) < 2:
+            return {}
+        return {"mmd2_pixels": metrics.pixel_mmd2(x, real)}
+
+    def evaluate(self, x, condition, seed):
+        return self.distances(x, self.real(len(x), seed))
+
+    def report(self, drawn, run):
+        config = run.config
+        x = drawn.x
+        condition = self.conditions(config)
+        theta = condition.cont[:, 1]  # zeros
+        write_npz(run.out / "samples.npz", x=data.unit(x), kind=condition.kind, theta=theta)
+        title = f"{config.data}, {config.steps} steps"
+        image_grid(run.out / "samples.png", x, self.captions(condition), title)
+
+        # Each distance beside its floor, that of real images from other real ones.
+        both = self.real(2 * config.n, config.seed + 1)
+        half = -(-len(both) // 2)
+        found = self.distances(x, both[:half])
+        floor = self.distances(both[half:], both[:half])
+        per_image = 1000 * drawn.seconds / config.n
+        numbers = {"n": config.n, "seconds": drawn.seconds, "ms_per_image": per_image}
+        lines = []
+        for name in found.keys() & floor.keys():
+            numbers |= {name: found[name], f"{name}_floor": floor[name]}
+            values = f"{found[name]:.3g}   real against real {floor[name]:.3g}"
+            lines.append(f"{MEANING[name]} {values} (n = {config.n})")
+
+        if config.fid:
+            everything = signed(self.x_u8)
+            numbers["fid"] = metrics.inception_fid(data.unit(x), data.unit(everything))
+            lines.append(f"FID {numbers['fid']:.2f} (n = {config.n})")
+        return numbers, "\n".join(lines)
+
+
+class Digits(Published):
+    """Those of MNIST, which a classifier can measure as well."""
+
+    evaluated = 256
+
+    def distances(self, x, real):
+        found = super().distances(x, real)
+        if found:
+            found["frechet"] = load_classifier().measure(data.unit(x))["frechet"]
+        return found
+
+
+SOURCES = {"crystals": Crystals, "mnist": Digits, "cifar10": Published}
+MEANING = {
+    "mmd2_pixels": "MMD^2 of pixels",
+    "frechet": "Frechet distance, in a classifier's features, to 10,000 test digits,",
+}
+
+
+def image_grid(path, x, captions, title):
+    """A PNG of the first 36 of images [N, C, H, H] in [-1, 1]."""
+    tiles = data.unit(x[: metrics.TILES]).movedim(1, 3).squeeze(3)
+    pictures.captioned_grid(path, tiles.numpy(), captions, title)
+
+
+def signed(x_u8):
+    return x_u8.float() / 127.5 - 1
+
+
+def of_class(kind):
+    return data.known_condition(kind, torch.zeros(len(kind), 4))
+
+
+def epoch(config):
+    """How many training images there are; where they are still to be downloaded, will be."""
+    about = DATASETS[config.data]
+    if not present(config.data, config.data_dir, train=True):
+        return about.n_train
+    return len(load(config.data, config.data_dir, train=True)[1])
