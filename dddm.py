@@ -2,14 +2,12 @@
 
     x_t = alpha_t x_0 + sigma_t eps,   alpha_t = 1 - t,  sigma_t = t                    the path
     xhat_j = f(x_t, t, xi_j),   xi_j ~ N(0, I),   j = 1 .. m              m particles of a datum
-    L = w(t) [ mean_j |x_0 - xhat_j|^beta
-               - lam / (2 m (m-1)) sum_{j != j'} |xhat_j - xhat_j'|^beta ]      the energy score
+    L = w(t) [mean_j |x_0 - xhat_j|^beta - lam/(2 m (m-1)) sum_{j != j'} |xhat_j - xhat_j'|^beta]
     x_s = alpha_s xhat + sigma_s (rho eps_hat + sqrt(1 - rho^2) z)       the bridge from t to s < t
-    rho = e^2 (alpha_t sigma_s) / (alpha_s sigma_t) + 1 - e^2,
-    eps_hat = (x_t - alpha_t xhat) / sigma_t
+    eps_hat = (x_t - alpha_t xhat) / sigma_t,  rho = e^2 alpha_t sigma_s/(alpha_s sigma_t) + 1 - e^2
 
-With lam = 1 and beta < 2 the score is least only if the particles are draws from the posterior.
-Then every x_s is a draw from its true law, *however long the step*, for any churn e in [0, 1].
+With lam = 1 and beta < 2 this loss, an energy score, is least only if the particles are draws from
+the posterior.  Then x_s is a draw from its true law, *however long the step*, for any churn e.
 With --beta 2 --lam 0 the same code is ordinary diffusion (e = 0: DDIM, e = 1: DDPM), whose network
 returns the mean of the posterior: right for short steps only.
 
@@ -34,9 +32,9 @@ from functools import partial
 from itertools import pairwise
 
 import reference_gmm_sde as reference
-from common import clouds, distances, pictures, posteriors, runs
+from common import clouds, distances, posteriors, runs
 from common.blocks import expand_like, waves
-from common.board import Board, Shown
+from common.board import CURVES, Board, BoardFlags
 from common.cli import flag
 from common.devices import alone, autocast
 from common.files import write_npz
@@ -51,11 +49,10 @@ import torch.nn.functional as F
 from torch import nn
 
 MIXTURES = {"mixture": "two", "S": "S", "circle": "circle"}  # --data, and as the reference says
-CURVES = (pictures.LOSS, *((k, k) for k in ("mmd2", "crystal_error", "mmd2_pixels", "frechet")))
 
 
 @dataclass(kw_only=True)
-class Config(Shown):
+class Config(BoardFlags):
     script = "dddm"
 
     data: str = flag.model("mixture", "the data; mixture: two Gaussians", choices=tuple(MIXTURES))
@@ -304,14 +301,13 @@ def sampler(denoise, x, steps, churn, noise):
 
 
 @torch.no_grad()
-def learned_draw(net, run, noise, condition, x, t):
+def learned_draw(net, run, noise, x, t, condition=()):
     """The network as denoise(x, t).  noise: a seeds.Noise, from which it takes one xi a call."""
-    device = run.device
     xi = noise.draw((1, net.xi_dim))
     times = torch.full((len(x),), t)
-    with autocast(device, run.config.precision):
-        parts = (v.to(device) for v in (x, times, *condition, xi))
-        x_0 = net(*parts)
+    inputs = (v.to(run.device) for v in (x, times, *condition, xi))
+    with autocast(run.device, run.config.precision):
+        x_0 = net(*inputs)  # (N, 1, ...)
     return x_0[:, 0].to(x.device)
 
 
@@ -320,7 +316,7 @@ def sample(net, run):
     config = run.config
 
     def trajectory(noise):
-        denoise = partial(learned_draw, net, run, noise, ())
+        denoise = partial(learned_draw, net, run, noise)
         return sampler(denoise, next(noise), config.steps, config.churn, noise)
 
     return sample_points(trajectory, config, range(config.steps))
@@ -331,10 +327,10 @@ def sample(net, run):
 
 def learned(net, run, n, seed):
     """The network as denoise(x, t) of n points, with a stream of xi of its own."""
-    return partial(learned_draw, net, run, point_noise(seed, n, stream=2), ())
+    return partial(learned_draw, net, run, point_noise(seed, n, stream=2))
 
 
-def cloud(denoise, n, steps, churn, seed):
+def cloud(n, seed, denoise, steps, churn):
     """n points [n, 2], float64.  A seed means the same start and bridge noise for any denoise."""
     noise = point_noise(seed, n, stream=1)
     *_, (_, x, _) = sampler(denoise, next(noise), steps, churn, noise)
@@ -359,9 +355,7 @@ def compare(net, run, gmm):
         rivals["ordinary diffusion, trained alike"] = denoise, [0, 1]
     rivals["ordinary diffusion, exact mean"] = partial(posteriors.exact_mean, gmm), [0, 1]
 
-    def draw(denoise, steps, churn):
-        return cloud(denoise, n, steps, churn, seed)
-
+    draw = partial(cloud, n, seed)
     table = posteriors.mmd2_by_steps(rivals, gmm, draw)
     posteriors.draw_comparison(run.out, table, rivals, gmm, n, rng, draw)
     return table
@@ -375,6 +369,7 @@ def report(drawn, net, run):
     config = run.config
     gmm = mixture(config)
     write_npz(run.out / "samples.npz", x=drawn.x)
+
     slow = sample(net, run.with_settings(steps=32))  # for the eye: few steps make no film
     frames = clouds.cloud_frames(slow.film, gmm, "learned posterior, 32 steps")
     save_gif(list(frames), run.out / "sampling.gif", duration=0.1)
@@ -382,9 +377,8 @@ def report(drawn, net, run):
     numbers = distances.from_mixture(drawn.x.double().numpy(), gmm, config.seed)
     words = [f"n = {config.n}, {config.steps} steps", distances.report_lines(numbers)]
 
-    pairs = posteriors.posterior_pairs(partial(learned, net, run, 4096, seed=0), gmm)
-    clouds.posterior_pairs(run.out / "posterior.png", pairs)
-    off, line = posteriors.std_errors(pairs)
+    fresh = partial(learned, net, run, seed=0)
+    off, line = posteriors.compare_posteriors(run.out / "posterior.png", fresh, gmm)
     words.append(line)
     numbers |= {"seconds": drawn.seconds, "posterior_std_off": off}
 

@@ -295,7 +295,7 @@ def draw(net, run, condition):
     config = run.config
 
     def trajectory(rows, noise):
-        denoise = partial(dddm.learned_draw, net, run, noise, (condition.rows(rows),))
+        denoise = partial(dddm.learned_draw, net, run, noise, condition=[condition.rows(rows)])
         return dddm.sampler(denoise, next(noise), config.steps, config.churn, noise)
 
     shape = (CHANNELS[config.data], config.img_size, config.img_size)

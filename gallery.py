@@ -1,150 +1,200 @@
-"""Every figure that the README shows, each made by one command from the checkpoints that ship.
+"""Every figure of the README, each made by one command from the checkpoints that ship.
 
-    python gallery.py hero       reverse_diffusion.gif, samples.png   36 crystals growing out of noise: the main job
-    python gallery.py sweep      theta_sweep.gif    four lattices, each from one noise, while the angle asked for turns
-    python gallery.py strip      strip.png          a crystal dissolves; the way back, and x_0 as predicted there
-    python gallery.py letter     letter.gif         points that follow a learned score into a letter S
-    python gallery.py latent     vae_traversal.png  one latent of the conditional VAE at a time
-    python gallery.py priors     priors.png, latent_diffusion.gif     three priors of one VAE, on the same conditions
-    python gallery.py dddm       dddm_*.png         few steps of distributional diffusion
-    python gallery.py digits     vae_gan.png, mnist_map.png           two schemes side by side; a plane of digits
-    python gallery.py preview    crystals.png       the data
-    python gallery.py audit      crystals_error.png, S_clouds.gif, audit.png     from the trials, which take minutes
+    python gallery.py            which there are
+    python gallery.py hero       the first of them, into assets/
     python gallery.py all        all of them
 
-replace those in assets/, or go to --out DIR, in half a minute or so each on two cores.  Every GIF is below 4 MB.  Left
-out: the numbers, which the scripts that are called here print, and keep when they are run by themselves.
+Half a minute or so each on two cores.  Most are files that a script writes anyway.
 """
-# /// script
-# requires-python = ">=3.11"
-# dependencies = ["torch==2.13.0", "numpy>=2.2,<3", "matplotlib>=3.10,<4", "imageio>=2.37,<3", "pillow>=11",
-#                 "tqdm>=4.66,<5", "pooch>=1.8,<2"]
-# ///
 
-import argparse
+import importlib
+import itertools
 import sys
 import tempfile
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+
+import data
+import vp_sde
+from audits import pairs, score, score_of_crystals
+from audits.networks import opened
+from common import cli
+from common.checkpoints import SHIPPED
+from common.cli import flag
+from common.files import write_whole
+from common.folders import output_folder
+from common.metrics import caption
+from common.pictures import captioned_grid, grid_image
+from common.sampling import sample_images
+from common.seeds import generator
+from common.times import evenly, time_grid
+from make_gif import save_gif
 
 import torch
 
-import audit
-import data
-import dddm
-import latent_prior
-import metrics
-import pictures
-import reference_gmm_sde as reference
-import training
-import vae
-import vae_gan
-import vp_sde
-from make_gif import save_gif, write_whole
 
-# ----------------------------------------------------------------------------------- figures that a script makes anyway
+class Written(NamedTuple):
+    """Files that a script writes, and what they are called in assets/."""
 
+    script: str
+    words: str  # of its command line
+    files: dict
 
-def keep(main, argv, out, **files):
-    """Run a script's main in a folder that vanishes afterwards, and keep some of its files: name there = name here."""
-    with tempfile.TemporaryDirectory() as folder:
-        main([*argv, "--out", folder])
-        for there, here in files.items():
-            (found,) = Path(folder).glob(f"{there}.*g*")  # a GIF or a PNG
-            write_whole(out / f"{here}{found.suffix}", found.read_bytes())
+    def draw(self, out, *more):
+        """Run the script in a folder that vanishes afterwards, and keep the files."""
+        main = importlib.import_module(self.script).main
+        with tempfile.TemporaryDirectory() as folder:
+            main([*self.words.split(), *more, "--out", folder])
+            for there, here in self.files.items():
+                write_whole(out / here, Path(folder, there).read_bytes())
 
 
-def hero(args, out):
-    argv = ["--steps", "300", "--cfg", "1.5", "--ckpt", args.ckpt]
-    keep(vp_sde.main, argv, out, reverse_diffusion="reverse_diffusion", samples="samples")
+HERO = {"reverse_diffusion.gif": "reverse_diffusion.gif", "samples.png": "samples.png"}
+PRIORS = {"comparison.png": "priors.png", "reverse_diffusion.gif": "latent_diffusion.gif"}
+DDDM = {
+    "comparison.png": "dddm_steps.png",
+    "samples.png": "dddm_clouds.png",
+    "posterior.png": "dddm_posterior.png",
+}
+WRITTEN = {
+    "hero": Written("vp_sde", "--steps 300 --cfg 1.5", HERO),
+    "letter": Written("vp_sde_2d", "--shape S", {"reverse_diffusion.gif": "letter.gif"}),
+    "latent": Written("vae", "", {"traversal.png": "vae_traversal.png"}),
+    "priors": Written("latent_prior", "", PRIORS),
+    "dddm": Written("dddm", "", DDDM),
+    "digits": Written("vae_gan", "--compare", {"compare.png": "vae_gan.png"}),
+    "map": Written("vae_gan", "--scheme simple --z-dim 2", {"map.png": "mnist_map.png"}),
+    "solvers": Written("audit", "--only reference", {"work_precision.png": "audit.png"}),
+}
 
 
-def letter(args, out):
-    keep(vp_sde.main, ["--data", "S"], out, reverse_diffusion="letter")
-
-
-def latent(args, out):
-    keep(vae.main, [], out, traversal="vae_traversal")
-
-
-def priors(args, out):
-    keep(latent_prior.main, [], out, comparison="priors", reverse_diffusion="latent_diffusion")
-
-
-def distributional(args, out):
-    keep(dddm.main, [], out, comparison="dddm_steps", samples="dddm_clouds", posterior="dddm_posterior")
-
-
-def digits(args, out):
-    keep(vae_gan.main, ["--compare"], out, compare="vae_gan")
-    keep(vae.main, ["--data", "mnist"], out, traversal="mnist_map")
-
-
-def preview(args, out):
+def preview(out, ckpt):
     data.main(["--force", "--out", str(out / "crystals.png")])
 
 
-def trial(args, out):
-    ckpt = ["--ckpt", args.ckpt, str(training.SHIPPED / "vp_sde_S.pt")]
-    keep(audit.main, ckpt, out, crystals_error="crystals_error", S_clouds="S_clouds")
-    keep(reference.main, ["--audit"], out, audit="audit")
+# ------------------------------------------------------------------------- figures of its own
 
 
-# --------------------------------------------------------------------------------------------------- figures of its own
-
-
-def settings(**given):
-    """What vp_sde.draw wants to know."""
-    return argparse.Namespace(**dict(grid="logsnr", t_end=0.005, cfg=1.5, seed=0, sample_batch=36) | given)
-
-
-def sweep(args, out, frames=36):
-    """One noise a lattice type: what changes from frame to frame is the angle alone."""
-    model = audit.load(args.ckpt)
-    kind, turn = torch.arange(4 * frames) % 4, torch.arange(4 * frames) // 4
-    condition = data.asked_for(4 * frames)._replace(kind=kind)
+def sweep(out, ckpt, frames=36):
+    """A lattice of each type, while the angle of its condition turns; each type has one noise."""
+    net, run = opened(vp_sde, ckpt)
+    n = 4 * frames
+    kind = torch.arange(n) % 4
+    turn = torch.arange(n) // 4
+    condition = data.default_conditions(n)._replace(kind=kind)
     condition.cont[:, 1] = turn / (frames - 1) * data.THETA_MAX
-    shape = (1, *[model.config["img_size"]] * 2)
-    sampling = settings(sampler="dpmpp", steps=10)
-    x, _ = vp_sde.draw(model.learned, condition, shape, sampling, model.schedule, keys=kind.tolist())
-    rows = data.unit(x)[:, 0].numpy().reshape(frames, 4, *shape[1:])
-    save_gif([pictures.grid_image(row, 4, zoom=3) for row in rows], out / "theta_sweep.gif", duration=0.1, hold=1.0)
+
+    model = vp_sde.Learned(net, run)
+    times = time_grid(net.schedule, 10, 0.005, "logsnr")
+
+    def trajectory(rows, noise):
+        eps = partial(vp_sde.guided_eps, model, condition.rows(rows), 1.5)
+        return vp_sde.dpmpp_2m(eps, next(noise), times, net.schedule)
+
+    size = run.trained.img_size
+    config = run.with_settings(n=n).config
+    drawn = sample_images(trajectory, (1, size, size), config, times, keys=kind.tolist())
+    rows = data.unit(drawn.x)[:, 0].numpy().reshape(frames, 4, size, size)
+    pictures = [grid_image(row, 4, zoom=3) for row in rows]
+    save_gif(pictures, out / "theta_sweep.gif", duration=0.1, hold=1.0)
 
 
-def strip(args, out, kind=1, theta=0.3, aspect=1.2, columns=9):
-    """One column a time: what was dissolved to t stands above what came back to t.  No condition tells the aspect."""
-    model = audit.load(args.ckpt)
-    condition, size = data.asked_for(1, kind, theta), model.config["img_size"]
-    sampling = settings(sampler="sde", steps=300, cfg=1.0)
-    _, film = vp_sde.draw(model.learned, condition, (1, size, size), sampling, model.schedule)
-    film = [film[i] for i in sorted(pictures.evenly(film, columns))][::-1]  # t rises from left to right
-    truth = 2 * data.render(condition.kind, condition.cont[:, 1], aspect, img_size=size) - 1
-    eps = torch.randn(truth.shape, generator=training.generator(0, 6), dtype=truth.dtype)
-    levels = [model.schedule.at(t)[1:] for t, _, _ in film]
-    forward = [alpha * truth + sigma * eps for alpha, sigma in levels]
-    tiles = torch.cat([*forward, *(x for _, x, _ in film), *(x0_hat for _, _, x0_hat in film)])
-    captions = [f"{name}, t = {t:.3f}" for name in ("forward", "back", "x0 hat") for t, _, _ in film]
-    title = (f"{metrics.caption(kind, theta)}.  Top: a true crystal dissolves, rightwards.  Middle: back from noise, "
-             "leftwards, to a crystal of its own choice.  Bottom: x_0 as predicted there.")
-    pictures.captioned_grid(out / "strip.png", data.unit(tiles)[:, 0].numpy(), captions, title, columns)
+def strip(out, ckpt, kind=1, theta=0.3, aspect=1.2, columns=9):
+    """A column a time: what was dissolved to t stands above what came back to t.
+
+    No condition says the aspect, so the crystal that comes back has one of its own.
+    """
+    net, run = opened(vp_sde, ckpt)
+    run = run.with_settings(n=1, kind=kind, theta=theta, steps=300, cfg=1.0)
+    film = vp_sde.sample(net, run).film
+    film = [film[i] for i in sorted(evenly(len(film), columns))]
+    film = film[::-1]  # t rises from left to right
+
+    truth = 2 * data.render([kind], theta, aspect, img_size=run.trained.img_size) - 1
+    eps = torch.randn(truth.shape, generator=generator(0, 6), dtype=truth.dtype)
+    forward = []
+    for t, _, _ in film:
+        _, alpha, sigma = net.schedule.at(t)
+        forward.append(alpha * truth + sigma * eps)
+
+    back = [x for _, x, _ in film]
+    predicted = [x0_hat for _, _, x0_hat in film]
+    tiles = data.unit(torch.cat([*forward, *back, *predicted]))[:, 0].numpy()
+    captions = [f"{row}, t = {t:.3f}" for row in ("forward", "back", "x0 hat") for t, _, _ in film]
+    title = (
+        f"{caption(kind, theta)}.  Top: a true crystal dissolves, rightwards.  Middle: back from "
+        "noise, leftwards, to a crystal of its own choice.  Bottom: x_0 as predicted there."
+    )
+    captioned_grid(out / "strip.png", tiles, captions, title, columns)
 
 
-FIGURES = {"hero": hero, "sweep": sweep, "strip": strip, "letter": letter, "latent": latent, "priors": priors,
-           "dddm": distributional, "digits": digits, "preview": preview, "audit": trial}
+def audit(out, ckpt):
+    """What audit.py draws of learned networks, without its claims."""
+    score_of_crystals.draw(pairs.load(ckpt), out)
+    score.draw_points(pairs.load(SHIPPED / "vp_sde_2d_S.pt"), out)
+
+
+# ------------------------------------------------------------------------------ the command
+
+FIGURES = {  # and what they show
+    "hero": "36 crystals growing out of noise: the main job",
+    "sweep": "four lattices while the angle of the condition turns",
+    "strip": "a crystal dissolves; the way back, and x_0 as predicted there",
+    "letter": "points that follow a learned score into a letter S",
+    "latent": "one latent of the conditional VAE at a time",
+    "priors": "three priors of one VAE, under the same conditions",
+    "dddm": "few steps of distributional diffusion",
+    "digits": "digits of a VAE, without and with an adversary",
+    "map": "a plane of digits",
+    "preview": "the data",
+    "audit": "learned scores beside exact ones: error by calls, clouds",
+    "solvers": "what a score evaluation buys, of each integrator",
+}
+OWN = {"sweep": sweep, "strip": strip, "preview": preview, "audit": audit}
+OF_CRYSTALS = {"hero", "sweep", "strip", "audit"}  # these take another --ckpt
+
+
+@dataclass(kw_only=True)
+class Config:
+    script = "gallery"
+
+    out: str | None = flag.run(None, "output folder (default: assets/)", parse=cli.path)
+    ckpt: str | None = flag.run(None, "of crystals (default: what ships)", parse=cli.path)
+
+    def settle(self, typed):
+        self.out = self.out or Path(__file__).parent / "assets"
+
+
+def draw(name, out, ckpt):
+    if name in OWN:
+        OWN[name](out, ckpt)
+        return
+    words = ["--ckpt", str(ckpt)] if name in OF_CRYSTALS else []
+    WRITTEN[name].draw(out, *words)
 
 
 def main(argv=None):
-    parser = training.new_parser("gallery.py", __doc__)
-    add = parser.add_argument
-    add("figure", choices=[*FIGURES, "all"], help="which one")
-    add("--out", default=str(Path(__file__).parent / "assets"), metavar="DIR", help="where to (default: assets)")
-    add("--ckpt", default=str(training.SHIPPED / "vp_sde.pt"), metavar="PATH", help="crystals (default: what ships)")
-    args = parser.parse_args(argv)
-    with training.one_line_errors(parser):
-        out = training.make_folder(args.out)
-        for figure in FIGURES if args.figure == "all" else [args.figure]:
-            FIGURES[figure](args, out)
-            print(f"{figure} in {out}")
+    with cli.program(Config.script):
+        words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+        names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+        config = cli.parse(Config, words[len(names) :])
+        names = list(FIGURES) if "all" in names else names
+        for name in names:
+            if name not in FIGURES:
+                raise ValueError(f"there is no figure {name!r}: one of {', '.join(FIGURES)}, all")
+        if config.ckpt and not OF_CRYSTALS & {*names}:
+            raise ValueError("--ckpt has no effect: it is for figures of crystals")
+        if not names:
+            print("\n".join(f"{name:9}{what}" for name, what in FIGURES.items()))
+            return
+
+        with output_folder(config.out) as out:
+            for name in names:
+                draw(name, out, config.ckpt or SHIPPED / "vp_sde.pt")
+                print(f"{name} in {out}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -27,28 +27,24 @@ DDPM: Ho et al. 2020 (arXiv 2006.11239).  DDIM: Song et al. 2021 (2010.02502).
 Latent diffusion: Rombach et al. 2022 (2112.10752).  v inside: Salimans and Ho 2022 (2202.00512).
 """
 
-import dataclasses
 import math
 import time
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
 
 import vae
-from common import options, runs, vae_report
+from common import options, runs
 from common.blocks import expand_like, zeroed
-from common.checkpoints import checkpoint_file, found_path, load_checkpoint, load_weights
+from common.checkpoints import found_path
 from common.cli import flag, path
 from common.crystal_job import TrainingCrystals, conditions
-from common.devices import autocast
 from common.files import write_npz
+from common.latents import compare_priors, encode_training_set, load_vae, run_of_vae
 from common.loop import Trainer
-from common.metrics import captions
-from common.pictures import LOSS, captioned_grid, crystal_page, image_film
-from common.sampling import Drawn, in_batches, sample_images
+from common.pictures import LOSS, image_film
+from common.sampling import Drawn, sample_images
 from common.seeds import generator
-from data import Condition, known_condition
 from vp_sde import Learned, guided_eps
 
 import numpy as np
@@ -58,7 +54,6 @@ from torch import nn
 
 PRIORS = {"normal": "N(0, I)", "mop": "MoP", "diffusion": "diffusion prior"}
 UNINFORMATIVE = 1e-4  # below this abar nothing of z_0 is left to see: few steps spend none there
-ENCODED = 250  # crystals that are encoded at a time
 HELD_OUT = 256  # crystals that the log of a training is about
 CURVES = (LOSS, ("held-out loss by t / T; above 0 at its best: no aspect is known", "bins"))
 
@@ -108,7 +103,7 @@ class Config(options.OneCrystal, options.Training):
 
         # What the VAE decides.
         self.vae = str(found_path(self.vae))
-        of_vae = run_of_vae(self).config
+        of_vae = run_of_vae(vae, self).config
         if self.z_dim not in (None, of_vae.z_dim):
             raise ValueError(f"--z-dim {self.z_dim} contradicts {self.vae}: it has {of_vae.z_dim}")
         self.z_dim = of_vae.z_dim
@@ -117,7 +112,7 @@ class Config(options.OneCrystal, options.Training):
             self.refuse(typed, "n_latents", because="all of the file of the VAE is encoded")
 
     def epoch(self):
-        of_vae = run_of_vae(self).config
+        of_vae = run_of_vae(vae, self).config
         return of_vae.epoch() if of_vae.data_path else self.n_latents
 
 
@@ -235,61 +230,6 @@ def build(config):
     return Prior(schedule, config.z_dim, config.width, config.t_emb_dim)
 
 
-# ------------------------------------------------------------------------------ the latents
-
-
-def run_of_vae(config, device=None):
-    """A Run of the VAE that --vae names, with the sampling flags of this config."""
-    source = checkpoint_file(config.vae)
-    checkpoint = load_checkpoint(source, "vae", flag="--vae")
-    trained = runs.stored_config(vae.Config, checkpoint, source)
-    keys = ("n", "kind", "theta", "seed", "precision")
-    here = {key: getattr(config, key) for key in keys}
-    here["data_path"] = config.data_path or trained.data_path
-    there = dataclasses.replace(trained, **here)
-    return runs.Run(there, trained, checkpoint, source, folder=None, device=device)
-
-
-def load_vae(run):
-    """The VAE of --vae and a Run of it.
-
-    Its weights are rounded as in a file that ships, so that a run and its shipped copy are the same
-    VAE.  Raises ValueError where this prior was trained on another one.
-    """
-    of_vae = run_of_vae(run.config, run.device)
-    net = vae.build(of_vae.trained)
-    load_weights(net, of_vae.checkpoint["ema"], of_vae.source).half()
-    run.check_content("vae", net.state_dict())
-    return net.float().to(run.device).eval().requires_grad_(False), of_vae
-
-
-class Latents(NamedTuple):
-    """Posteriors of crystals."""
-
-    mu: torch.Tensor  # [N, z_dim]
-    log_var: torch.Tensor  # [N, z_dim]
-    condition: Condition
-
-
-@torch.no_grad()
-def encode_training_set(net, run, n):
-    """The Latents of the first n training crystals of a VAE, or of all that are in its file."""
-    crystals = TrainingCrystals(run, signed=False)
-    z_dim = run.trained.z_dim
-
-    def posteriors(rows):
-        x, condition = crystals.examples(rows)
-        with autocast(run.device, run.config.precision):
-            mu, log_var = net.encode(x.to(run.device), condition.to(run.device))
-        columns = [mu.cpu(), log_var.cpu(), condition.cont, condition.kind[:, None]]
-        return torch.cat(columns, 1)
-
-    n = len(crystals.source["x_u8"]) if crystals.source else n
-    table = in_batches(n, ENCODED, posteriors, "encoding")
-    mu, log_var, cont, kind = table.split([z_dim, z_dim, 4, 1], 1)
-    return Latents(mu, log_var, known_condition(kind[:, 0].long(), cont))
-
-
 # ------------------------------------------------------------------------------ the training
 
 
@@ -333,7 +273,7 @@ def train(net, run):
     """Train until --train-steps; returns the network to sample with."""
     config = run.config
     n = config.batch_size
-    vae_net, of_vae = load_vae(run)
+    vae_net, of_vae = load_vae(vae, run)
     crystals = TrainingCrystals(of_vae, signed=False)
     crystals.nearest(conditions(of_vae.config))  # what MoP cannot do it says now, not afterwards
 
@@ -415,7 +355,7 @@ def draw(net, run, condition):
 
 def sample(net, run):
     """--n latents of the diffusion prior, and crystals [n, 1, H, H] in [0, 1] of all three."""
-    vae_net, of_vae = load_vae(run)
+    vae_net, of_vae = load_vae(vae, run)
     condition = conditions(of_vae.config)
     start = time.perf_counter()
     drawn = draw(net, run, condition)
@@ -427,34 +367,23 @@ def sample(net, run):
 
 
 def report(samples, net, run):
-    """The film, the samples, the three priors side by side, the numbers and the words."""
+    """The film, the priors side by side, samples.npz, the numbers and the words."""
     drawn, images = samples
     config = run.config
-    out = run.out
-    vae_net, of_vae = load_vae(run)
+    vae_net, of_vae = load_vae(vae, run)
     condition = conditions(of_vae.config)
-    kind = condition.kind
-    theta = condition.cont[:, 1]
-    x = images["diffusion"]
-    write_npz(out / "samples.npz", x=x, z=drawn.x, kind=kind, theta=theta)
-
+    labels = {"kind": condition.kind, "theta": condition.cont[:, 1]}
+    write_npz(run.out / "samples.npz", x=images["diffusion"], z=drawn.x, **labels)
     shown = condition.rows(slice(36))
     frames = [vae.decode(vae_net, of_vae, z, shown) for _, z in drawn.film]
-    image_film(out / "reverse_diffusion.gif", frames)
+    image_film(run.out / "reverse_diffusion.gif", frames)
 
-    per_image = 1000 * drawn.seconds / config.n
-    numbers = {"n": config.n, "seconds": drawn.seconds, "ms_per_image": per_image}
-    page = out / "samples.png"
-    if of_vae.config.mode == "full":  # no closed form for what is missing and what is displaced
-        captioned_grid(page, x[:36, 0], captions(kind, theta), "samples, mode full")
-        return numbers, ""
     unconditional = ["diffusion"] if config.cfg == 0 else []
-    found, words, fit, truth = vae_report.compare_priors(
-        out / "comparison.png", images, PRIORS, condition, unconditional, config.seed
+    measured, words = compare_priors(
+        run.out, images, PRIORS, condition, of_vae.config, unconditional
     )
-    title = "left: sample of the diffusion prior    right: nearest true crystal"
-    crystal_page(page, x, fit, truth, title)
-    return numbers | found, words
+    per_image = 1000 * drawn.seconds / config.n
+    return {"n": config.n, "seconds": drawn.seconds, "ms_per_image": per_image} | measured, words
 
 
 def main(argv=None):

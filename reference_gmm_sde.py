@@ -6,10 +6,9 @@
 
     python reference_gmm_sde.py
 
-takes 5 to 10 seconds on one core, in which 4,000 points of noise condense into a letter S.  In
-outputs/reference_gmm_sde/default/ you find the film (frame_*.png, reverse_diffusion.gif), the
-points (initial.npy, final.npy), mixture.npz, config.json and metrics.json: distances to exact
-samples, each beside its floor, the distance of exact samples among themselves.
+takes 5 to 10 seconds on one core: 4,000 points of noise condense into a letter S.  The film, its
+frames, the points and metrics.json are in outputs/reference_gmm_sde/default/.  Each distance to
+exact samples has a floor beside it, the distance of exact samples among themselves.
 
     python reference_gmm_sde.py --sampler ode --steps 10    the probability flow, in 40 scores
     python reference_gmm_sde.py --forward                   the letter dissolves into noise
@@ -23,7 +22,7 @@ from functools import partial
 from itertools import pairwise
 
 from common import cli, numerics, shapes, simulation
-from common.cli import sampling_flag
+from common.cli import flag
 
 import numpy as np
 
@@ -82,6 +81,7 @@ def time_grid(steps, t_start=1.0, t_end=0.0, kind="quadratic", schedule=VP):
         raise ValueError(f"the number of steps must be a whole number of at least 1, not {steps}")
     if not 0 <= t_end < t_start <= 1:
         raise ValueError(f"need 0 <= t_end < t_start <= 1, not {t_end} and {t_start}")
+
     if kind == "uniform":
         times = np.linspace(t_start, t_end, steps + 1)
     elif kind == "quadratic":
@@ -94,6 +94,7 @@ def time_grid(steps, t_start=1.0, t_end=0.0, kind="quadratic", schedule=VP):
         times = np.append(schedule.t_of_log_snr(scale), 0.0)
     else:
         raise ValueError(f"the grid must be one of {', '.join(GRIDS)}, not {kind!r}")
+
     times[0] = t_start
     times[-1] = t_end
     return times
@@ -134,10 +135,6 @@ class GaussianMixture:
         alpha, sigma = self.schedule.alpha_sigma(t)
         return alpha, sigma, alpha**2 * self.eigenvalues + sigma**2
 
-    def _matrices(self, values):
-        """Symmetric [K, D, D] with these eigenvalues [K, D] and the axes of the components."""
-        return np.einsum("kij,kj,klj->kil", self.axes, values, self.axes)
-
     def _components(self, x, t):
         """For pieces of the points: rows, p(k, x_t) but for a factor [K, n], its sum, log p_t."""
         alpha, _, v = self._variances(t)
@@ -151,7 +148,7 @@ class GaussianMixture:
     def score(self, x, t):
         """Gradient of log p_t at x: [N, D]."""
         alpha, _, v = self._variances(t)
-        precision = self._matrices(1 / v)
+        precision = np.einsum("kij,kj,klj->kil", self.axes, 1 / v, self.axes)  # [K, D, D]
         pull = np.einsum("kij,kj->ki", precision, alpha * self.means)
         return numerics.component_average(x, self._components(x, t), pull, -precision)
 
@@ -162,7 +159,8 @@ class GaussianMixture:
     def posterior_mean(self, x, t):
         """E[x_0 | x_t = x]: [N, D].  Without dividing by alpha, which may be 0 at t = 1."""
         alpha, _, v = self._variances(t)
-        gain = self._matrices(alpha * self.eigenvalues / v)
+        gains = alpha * self.eigenvalues / v
+        gain = np.einsum("kij,kj,klj->kil", self.axes, gains, self.axes)  # [K, D, D]
         rest = self.means - np.einsum("kij,kj->ki", gain, alpha * self.means)
         return numerics.component_average(x, self._components(x, t), rest, gain)
 
@@ -172,6 +170,7 @@ class GaussianMixture:
         P = np.einsum("kij,kj,klj->ikl", self.axes, 1 / v, self.axes)  # precisions [D, K, D]
         pull = np.einsum("ikl,kl->ik", P, alpha * self.means)[:, :, None]
         trace = (1 / v).sum(axis=1)[:, None]
+
         score = np.empty(np.shape(x))
         divergence = np.empty(len(x))
         for rows, p, total, _ in self._components(x, t):
@@ -179,6 +178,7 @@ class GaussianMixture:
             p /= total
             score[rows] = np.einsum("kn,dkn->nd", p, g)
             divergence[rows] = (p * (np.einsum("dkn,dkn->kn", g, g) - trace)).sum(axis=0)
+
         return score, divergence - (score**2).sum(axis=1)
 
     def sample(self, n, rng):
@@ -240,6 +240,7 @@ def rk4_step(f, x, t, s):
     """x at time s of dx/dt = f(x, t), by the classical fourth-order Runge-Kutta step."""
     h = s - t
     mid = (s + t) / 2
+
     d1 = f(x, t)
     d2 = f(x + h / 2 * d1, mid)
     d3 = f(x + h / 2 * d2, mid)
@@ -250,6 +251,7 @@ def rk4_step(f, x, t, s):
 def euler_maruyama(score, x, times, schedule, noise):
     """Reverse SDE.  noise: a standard normal [N, D] per step, as an array or any iterable."""
     yield times[0], x
+
     for (t, s), z in zip(pairwise(times), noise, strict=True):
         beta = schedule.beta(t)
         drift = 0.5 * beta * x + beta * score(x, t)
@@ -260,6 +262,7 @@ def euler_maruyama(score, x, times, schedule, noise):
 def euler(score, x, times, schedule):
     """Probability flow, first order: one slope."""
     yield times[0], x
+
     for t, s in pairwise(times):
         x = x + (s - t) * flow_velocity(score, x, t, schedule)
         yield s, x
@@ -268,6 +271,7 @@ def euler(score, x, times, schedule):
 def heun(score, x, times, schedule):
     """Probability flow, second order: the mean of the slopes at both ends."""
     yield times[0], x
+
     for t, s in pairwise(times):
         d1 = flow_velocity(score, x, t, schedule)
         d2 = flow_velocity(score, x + (s - t) * d1, s, schedule)
@@ -279,6 +283,7 @@ def rk4(score, x, times, schedule):
     """Probability flow, fourth order, in either direction, with beta taken at every stage."""
     velocity = partial(flow_velocity, score, schedule=schedule)
     yield times[0], x
+
     for t, s in pairwise(times):
         x = rk4_step(velocity, x, t, s)
         yield s, x
@@ -292,14 +297,17 @@ def dpmpp_2m(score, x, times, schedule):
     """
     yield times[0], x
     x0_before = h_before = None
+
     for i, (t, s) in enumerate(pairwise(times)):
         alpha_t, sigma_t = schedule.alpha_sigma(t)
         alpha_s, sigma_s = schedule.alpha_sigma(s)
         h = (schedule.log_snr(s) - schedule.log_snr(t)) / 2
+
         x0_hat = D = (x + sigma_t**2 * score(x, t)) / alpha_t
         if i > 0 and s > 0:
             D = x0_hat + h / (2 * h_before) * (x0_hat - x0_before)
         x = sigma_s / sigma_t * x - alpha_s * np.expm1(-h) * D
+
         x0_before = x0_hat
         h_before = h
         yield s, x
@@ -308,6 +316,7 @@ def dpmpp_2m(score, x, times, schedule):
 def forward_sde(x, times, schedule, noise):
     """Data dissolving, by the exact transition of the forward SDE.  times increase."""
     yield times[0], x
+
     for (s, t), z in zip(pairwise(times), noise, strict=True):
         dB = schedule.B(t) - schedule.B(s)
         x = np.exp(-dB / 2) * x + np.sqrt(-np.expm1(-dB)) * z
@@ -342,15 +351,15 @@ def log_likelihood(gmm, x, steps=600):
 class Config(simulation.Files):
     script = "reference_gmm_sde"
 
-    shape: str = sampling_flag("S", "the data", choices=("S", "circle", "two"))
-    sampler: str = sampling_flag("sde", "ode: RK4 on the probability flow", choices=("sde", "ode"))
-    steps: int = sampling_flag(1000, "integration steps", low=1, high=10**8)
-    n_particles: int = sampling_flag(4000, "points", low=1, high=10**8)
-    grid: str = sampling_flag("quadratic", "spacing of the steps", choices=GRIDS)
-    beta_min: float = sampling_flag(0.1, "noise rate at t = 0", above=0)
-    beta_max: float = sampling_flag(20.0, "noise rate at t = 1", above=0)
-    total_time: float = sampling_flag(1.0, "multiplies both rates; t stays in [0, 1]", above=0)
-    forward: bool = sampling_flag(False, "dissolve the data into noise instead")
+    shape: str = flag.sampling("S", "the data", choices=("S", "circle", "two"))
+    sampler: str = flag.sampling("sde", "ode: RK4 on the probability flow", choices=("sde", "ode"))
+    steps: int = flag.sampling(1000, "integration steps", low=1, high=10**8)
+    n_particles: int = flag.sampling(4000, "points", low=1, high=10**8)
+    grid: str = flag.sampling("quadratic", "spacing of the steps", choices=GRIDS)
+    beta_min: float = flag.sampling(0.1, "noise rate at t = 0", above=0)
+    beta_max: float = flag.sampling(20.0, "noise rate at t = 1", above=0)
+    total_time: float = flag.sampling(1.0, "multiplies both rates; t stays in [0, 1]", above=0)
+    forward: bool = flag.sampling(False, "dissolve the data into noise instead")
 
     def settle(self, typed):
         super().settle(typed)
@@ -362,6 +371,7 @@ def simulate(config, gmm):
     """The trajectory that the settings ask for, as an integrator yields it."""
     rng = np.random.default_rng(config.seed)
     size = (config.n_particles, 2)
+
     times = time_grid(config.steps, kind=config.grid, schedule=gmm.schedule)
     if config.forward:
         times = times[::-1]

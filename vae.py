@@ -27,9 +27,10 @@ VAE: Kingma and Welling 2014 (arXiv 1312.6114).  Free bits: Kingma et al. 2016 (
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import data
-from common import runs, vae_report
+from common import latents, runs
 from common.blocks import Block, channels_last
 from common.cli import flag, path
 from common.crystal_job import TrainingCrystals, conditions
@@ -279,16 +280,7 @@ def evaluate(net, run, x, condition):
 
     elbo = elbo_nats(x, x_hat, mu, log_var, run.trained.beta)  # (N,)
     kl = kl_nats(mu, log_var)  # (N, z_dim)
-    square = (recon - x).square()
-    numbers = {
-        "reconstruction_rmse": square.mean().sqrt(),
-        "reconstruction_worst": square.mean((1, 2, 3)).sqrt().max(),
-        "elbo_nats": elbo.mean(),
-        "kl_nats": kl.sum(1).mean(),
-        "active_latents": (kl.mean(0) > vae_report.ACTIVE).sum(),
-    }
-    numbers = {name: float(value) for name, value in numbers.items()}
-    return {"n_held_out": len(x)} | numbers, recon
+    return latents.held_out_numbers(elbo, kl, recon - x), recon
 
 
 @torch.no_grad()
@@ -358,43 +350,24 @@ def report(samples, net, run):
     # Held-out crystals there and back.
     x, of_x = crystals.batch(0, HELD_OUT, held_out=True)
     held_out, recon = evaluate(net, run, x, of_x)
-    vae_report.reconstruction_page(out / "reconstructions.png", x, recon, of_x)
-    numbers = {"held_out": held_out}
-    words = [vae_report.describe_held_out(held_out)]
+    latents.reconstruction_page(out / "reconstructions.png", x, recon, of_x)
 
     # Samples beside true crystals.
-    for prior, name in PRIORS.items():
-        page = out / f"samples_{prior}.png"
-        conditional = prior == "mop" or not config.uncond
-        x = images[prior]
-        numbers[prior], lines = vae_report.prior_page(page, x, condition, config, name, conditional)
-        words.append(lines)
+    unconditional = ["normal"] if config.uncond else []
+    numbers, words = latents.prior_pages(out, images, PRIORS, condition, config, unconditional)
 
-    numbers["latents"] = probe(net, run, crystals)
-    words.append(vae_report.describe_table(numbers["latents"]))
-    numbers |= {"n": config.n, "seconds": seconds}
-    return numbers, "\n".join(filter(None, words))
-
-
-def probe(net, run, crystals):
-    """What each latent knows of held-out crystals; and traversal.png, which moves one at a time."""
-    parts = []
-    for i in range(PROBED // BATCH):
-        parts.append(encode(net, run, *crystals.batch(i, BATCH, held_out=True)))
+    # What each latent knows of held-out crystals, and what happens when it moves.
+    batches = (crystals.batch(i, BATCH, held_out=True) for i in range(PROBED // BATCH))
+    parts = [encode(net, run, *batch) for batch in batches]
     mu, log_var = (torch.cat(part) for part in zip(*parts, strict=True))  # (PROBED, z_dim) each
-    labels = crystals.held_out_labels(len(mu))
-    table = vae_report.latent_table(mu, kl_nats(mu, log_var).mean(0), labels)
+    kl = kl_nats(mu, log_var).mean(0)
+    table = latents.latent_table(mu, kl, crystals.held_out_labels(PROBED))
+    decoded = partial(decode, net, run)
+    latents.traversal_page(out / "traversal.png", mu, table["latent"][:6], crystals, decoded)
 
-    # A rectangular crystal, because those have an aspect; among its type where that is known.
-    kind = labels["kind"]
-    first = int((kind == min(vae_report.RECTANGULAR, run.config.n_types - 1)).nonzero()[0])
-    seen = mu if run.config.uncond else mu[kind == kind[first]]
-    moved = table["latent"][:6]
-    z = vae_report.traversal(mu[first], seen, moved)
-    _, condition = crystals.batch(first, 1, held_out=True)
-    x_hat = decode(net, run, z, condition.rows([0] * len(z)))
-    vae_report.traversal_page(run.out / "traversal.png", z, x_hat, moved)
-    return table
+    numbers |= {"held_out": held_out, "latents": table, "n": config.n, "seconds": seconds}
+    words = [latents.describe_held_out(held_out), *words, latents.describe_table(table)]
+    return numbers, "\n".join(words)
 
 
 def main(argv=None):

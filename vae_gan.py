@@ -38,7 +38,7 @@ from common.blocks import channels_last
 from common.cli import flag
 from common.datasets import load
 from common.devices import alone, autocast, average_over_processes, processes, rank
-from common.digit_classifier import load_classifier, make_classifier, train_classifier
+from common.digit_classifier import load_classifier, make_classifier, perceptual_network
 from common.loop import Trainer, learning_rate, set_learning_rate
 from common.sampling import in_batches
 from common.seeds import generator, noise_of
@@ -49,24 +49,17 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-SCHEMES = ("simple", "composite")
 N_TEST = 512  # test digits that are reconstructed while training
 PART = 250  # images that are worked on at a time
 GAIN = 40  # of the logits of D
 RAMP = 500  # steps over which the adversary's weight rises, once it has started
-PERCEPTUAL = (16, 500)  # width of the classifier in d, and its training steps
-CURVES = (
-    ("squared error per pixel: in training, of test digits", "mse_per_pixel", "held_out_mse"),
-    ("what D calls real: 0.5 where it cannot tell", "d_real", "d_fake"),
-    ("adaptive weight w of the adversary", "adversarial_weight"),
-)
 
 
 @dataclass(kw_only=True)
 class Config(options.Training):
     script = "vae_gan"
 
-    scheme: str = flag.model("composite", "simple: no d, no D", choices=SCHEMES)
+    scheme: str = flag.model("composite", "simple: no d, no D", choices=("simple", "composite"))
     z_dim: int = flag.model(12, "latents", low=1, high=1024)
     beta: float = flag.model(3.0, "weight of the KL; pixel variance is beta / 2", above=0, high=1e6)
     cond: bool = flag.model(False, "encoder and decoder are given the digit")
@@ -83,8 +76,12 @@ class Config(options.Training):
     n: int = flag.sampling(10_000, "samples of the prior", low=1, also="--n-samples")
     label: int | None = flag.sampling(None, "one digit (default: 0 to 9 in turn)", low=0, high=9)
     compare: bool = flag.sampling(False, "both schemes side by side: the table and the picture")
-    against: str | None = flag.sampling(None, "with --compare: composite", parse=cli.path)
-    classifier: str | None = flag.sampling(None, "another held-out one", parse=cli.path)
+    against: str | None = flag.sampling(
+        None, "the composite run of --compare, --ckpt being the simple one", parse=cli.path
+    )
+    classifier: str | None = flag.sampling(
+        None, "file of the held-out classifier (default: the one that ships)", parse=cli.path
+    )
     make_classifier: bool = flag.sampling(False, "train such a classifier: classifier.pt")
     data_dir: str = flag.run("data", "folder that holds MNIST, or will", parse=cli.path)
 
@@ -104,22 +101,21 @@ class Config(options.Training):
             self.refuse(typed, "train", "ckpt", *others, because=why)
             return
 
-        model = ("scheme", "z_dim", "beta", "cond", "label")
         if self.compare:
-            why = "--compare takes a network of each scheme, as it was trained"
-            self.refuse(typed, "train", *model, because=why)
+            of_one = ("train", "scheme", "z_dim", "beta", "cond", "label")
+            self.refuse(typed, *of_one, because="--compare takes two networks that are trained")
         else:
             self.refuse(typed, "against", because="it is the second run of --compare")
         if not self.cond:
             self.refuse(typed, "label", because="the network is not conditional (--cond)")
             self.label = None
 
-        of_the_adversary = ("adversarial_cap", "critic_start", "critic_lr")
+        adversary = ("adversarial_cap", "critic_start", "critic_lr")
         if self.scheme == "simple":
             why = "--scheme simple has no such term"
-            self.refuse(typed, "perceptual", "adversarial", *of_the_adversary, because=why)
+            self.refuse(typed, "perceptual", "adversarial", *adversary, because=why)
         if self.adversarial == 0:
-            self.refuse(typed, *of_the_adversary, because="--adversarial 0 switches it off")
+            self.refuse(typed, *adversary, because="--adversarial 0 switches the adversary off")
         load_classifier(self.classifier)  # where there is none it is said now, not after the work
 
     def epoch(self):
@@ -262,18 +258,18 @@ def train(net, run):
         raise ValueError("--free-bits is about the KL of whole batches: train in one process")
     x_u8, labels = load("mnist", config.data_dir, train=True)
     run.check_content("data_dir", {"x_u8": x_u8, "labels": labels})
-    test = [part[:N_TEST] for part in digit_job.test_digits(config)]
+    test_u8, test_labels = load("mnist", config.data_dir, train=False)
+    test = test_u8[:N_TEST].float() / 255
 
     how = dict(betas=(0.5, 0.99), weight_decay=0.0)
     critic = runs.seeded(Critic, config.seed + 1).to(run.device)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), config.critic_lr, fused=True, **how)
     composite = config.scheme == "composite"
     extra = dict(critic=critic, critic_optimizer=critic_optimizer) if composite else {}
-    trainer = Trainer(net, run, report_every=250, extra=extra, curves=CURVES, **how)
+    trainer = Trainer(net, run, report_every=250, extra=extra, curves=digit_job.CURVES, **how)
     classifier = None
     if composite and config.perceptual:  # of seed and data alone: a resumed run has the same one
-        about = (config.seed + 1, *PERCEPTUAL, run.device, config.precision)
-        classifier = train_classifier(x_u8, labels, *about)
+        classifier = perceptual_network(x_u8, labels, run)
     start = config.critic_start if composite and config.adversarial else config.train_steps
 
     # Rows are dealt out in turn, so that each process has its share of the first half.
@@ -319,8 +315,8 @@ def train(net, run):
         trainer.apply(norm, loss=loss, perceptual=d, **terms)
         if trainer.report_due:
             with alone():
-                x_hat, _ = reconstruct(trainer.ema, *test, run)
-            trainer.report(beta=beta, held_out_mse=(x_hat - test[0]).square().mean().item())
+                x_hat, _ = reconstruct(trainer.ema, test, test_labels[:N_TEST], run)
+            trainer.report(beta=beta, held_out_mse=(x_hat - test).square().mean().item())
     return trainer.trained()
 
 

@@ -41,6 +41,7 @@ class Pair:
         return self.of_vae.trained.uncond
 
 
+@cache
 def load(path):
     """The Pair of a checkpoint.  Raises ValueError where its crystals have no closed form."""
     prior, run = opened(latent_prior, path)

@@ -45,6 +45,7 @@ class Pair:
         return self.net.schedule
 
 
+@cache
 def load(path):
     """The Pair of a checkpoint.  Raises ValueError where there is no closed form for it."""
     if load_checkpoint(path)["script"] == "vp_sde":

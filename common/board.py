@@ -1,13 +1,15 @@
-"""What needs a package that not everybody has: a training shown on Weights & Biases."""
+"""How a training with evaluations is followed: loss.png, and Weights & Biases with --wandb."""
 
 import importlib.util
 from dataclasses import dataclass
 
-from common import options
+from common import options, pictures
 from common.cli import flag
 from common.devices import rank
 from common.runs import settings_of
 
+NUMBERS = ("mmd2", "crystal_error", "mmd2_pixels", "frechet")  # that an evaluation may yield
+CURVES = (pictures.LOSS, *((name, name) for name in NUMBERS))  # of loss.png, if they are there
 ABOUT_TRAINING = ("step", "loss", "seconds")  # what a line of the log says besides an evaluation
 
 
@@ -18,8 +20,8 @@ def need_package(flag, package, *modules):
 
 
 @dataclass(kw_only=True)
-class Shown(options.Training):
-    """The flags of a training that can be shown there."""
+class BoardFlags(options.Training):
+    """The flags of a script whose training can be followed there."""
 
     wandb: bool = flag.training(False, "log to Weights & Biases as well; needs wandb")
     wandb_project: str = flag.training("dddm", "project there")

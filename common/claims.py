@@ -54,10 +54,19 @@ class Claim(NamedTuple):
 class Part(NamedTuple):
     """Claims that belong together: about formulas, or about one network."""
 
+    subject: str
     name: str
     checks: list[Callable[[], Claim]]
     command: str  # what measures them
     draw: Callable | None = None  # draw(folder) writes the pictures that belong to them
+
+    @property
+    def key(self):
+        return f"{self.subject}/{self.name}"
+
+    def about(self):
+        """For a row of a JSON file."""
+        return {"subject": self.subject, "about": self.name, "command": self.command}
 
 
 def finite(number):

@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
-import io
 import math
 import operator
 import os
@@ -286,11 +285,17 @@ class Patient:
         return getattr(self.stream, name)
 
 
+def nowhere():
+    """A stream for what nobody will read.  It takes the place of the one that is closed, so that no
+    other file gets its number, and with it what libraries in C have to say."""
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
 @contextlib.contextmanager
 def patient_streams():
     """A closed pipe, a closed terminal, or letters that it cannot spell stop no work."""
     kept = sys.stdout, sys.stderr
-    opened = [stream or io.StringIO() for stream in kept]  # None where it is closed
+    opened = [stream or nowhere() for stream in kept]  # None where it is closed
     sys.stdout, sys.stderr = map(Patient, opened)
     try:
         yield

@@ -74,6 +74,7 @@ def write_film(folder, snapshots, mixture, label, most=41):
 
     shown = np.linspace(0, len(snapshots) - 1, min(len(snapshots), most)).round()
     movie = []
+
     frames = cloud_frames(snapshots, mixture, label)
     for i, image in enumerate(progress(frames, "frames", len(snapshots))):
         png = iio.imwrite("<bytes>", image, extension=".png")
@@ -115,6 +116,7 @@ def cloud_row(path, columns, mixture):
         ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         ax.set(xticks=[], yticks=[], aspect="equal")
         ax.set_title(title, fontsize=9)
+
     words = "rings: they hold 50 and 95 % of the true points"
     figure.supxlabel(words, fontsize=8, color=ORANGE)
     save_figure(path, figure)
@@ -133,6 +135,7 @@ def posterior_pairs(path, found):
     for (above, below), (t, x_t, learned, exact, std, true_std) in zip(axes.T, shown, strict=True):
         draw_posterior(above, learned, x_t, BLUE, f"learned, t = {t:.2f}, std {std:.3f}")
         draw_posterior(below, exact, x_t, GREEN, f"exact, t = {t:.2f}, std {true_std:.3f}")
+
     figure.suptitle("Draws of x_0 given one x_t (the cross)", fontsize=11)
     save_figure(path, figure)
 
@@ -169,6 +172,7 @@ def error_by_steps(path, steps, table, floor):
     ax.minorticks_off()
     ax.grid(alpha=0.3, lw=0.5)
     ax.spines[["top", "right"]].set_visible(False)
+
     words = "grey: exact samples scatter as much; hollow: negative"
     ax.set_title(words, loc="left", fontsize=8, color="0.4")
     figure.legend(frameon=False, fontsize=9, ncols=2, loc="outside lower center")

@@ -41,6 +41,10 @@ def save_crystals(path, n, batch, chunk, about):
             for _ in progress(pool.imap(fill, starts), "rendering", len(starts)):
                 pass
             torch.save({"x_u8": x_u8, "y_cat": y_cat, "y_cont": y_cont, **about}, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch hides a full disk in another error
+            raise error.__context__ from None
+        raise
     finally:
         pool.terminate()
         pool.join()
@@ -56,6 +60,7 @@ def load_crystals(path, n_kinds, **wanted) -> dict:
     crystals = read_torch(path)
     check_form(crystals, n_kinds, path)
     held = contents(crystals, n_kinds, wanted["n_types"], path)
+
     for key, value in wanted.items():
         if value is not None and value != held[key]:
             flag = f"{spelt(key)} {held[key]}"
@@ -70,6 +75,7 @@ def read_torch(path) -> dict:
     if not path.is_file():
         how = f"make one with: python data.py --build 50000 --out {quoted(path)}"
         raise FileNotFoundError(f"there is no data file {path}; {how}")
+
     try:
         with open(path, "rb") as file:
             content = unpickled(file)
@@ -107,6 +113,7 @@ def check_form(crystals, n_kinds, path):
     _, channels, height, width = x_u8.shape
     if channels != 1 or height != width or crystals["y_cont"].shape[1] != 4:
         raise ValueError(f"{path}: x_u8 should be [N, 1, H, H] and y_cont [N, 4]")
+
     kind = crystals["y_cat"]
     if kind.min() < 0 or kind.max() >= n_kinds or not crystals["y_cont"].isfinite().all():
         raise ValueError(f"{path}: y_cat should be 0 to {n_kinds - 1} and y_cont finite")
@@ -122,6 +129,7 @@ def contents(crystals, n_kinds, n_types, path) -> dict:
     mode = "rot-only" if theta.any() else "simple"
     if spacing.any():
         mode = "full"
+
     seen = int(crystals["y_cat"].max()) + 1
     guess = max(seen, n_types or 0) if len(theta) < 100 else seen
     shown = {"mode": mode, "n_types": guess, "img_size": crystals["x_u8"].shape[-1]}

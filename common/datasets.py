@@ -131,6 +131,7 @@ def download(path, mirrors, sha256):
     """
     if path.exists() and not path.is_file():  # of a pipe, a reader would wait for ever
         raise ValueError(f"{path} is in the way of the download: it is no file")
+
     addresses = [mirror + path.name for mirror in mirrors]
     failed = []
     with no_empty_folders(path.parent):
@@ -142,6 +143,7 @@ def download(path, mirrors, sha256):
                 failed.append(type(error).__name__)
             except ValueError:
                 failed.append("wrong content")
+
     raise OSError(
         f"no file {path.name} in {path.parent}, and no download ({', '.join(failed)}): "
         f"put it there, from {' or '.join(addresses)}"
@@ -190,6 +192,7 @@ def read_idx(about, folder, train, what):
     key = f"{part_of(train)}-{what}"
     if not path.is_file():
         download(path, about.mirrors, about.downloads[key])
+
     content = read_regular(path, "data file")
     if path.suffix == ".gz":
         try:
@@ -239,10 +242,12 @@ def load_cifar(about, folder, train):
             what = f"{len(content)} bytes are no whole number of images"
             raise ValueError(f"{batches / name} is cut short: {what}")
         part = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, 3073)
+
         parts.append(part)
         if len(part) != len(parts[0]):
             what = f"holds {len(part)} images, but the first batch {len(parts[0])}"
             raise ValueError(f"{batches / name} {what}")
+
     records = torch.cat(parts)
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long(), batches
 

@@ -26,6 +26,8 @@ from torch import nn
 SCRIPT = "digit_classifier"  # in the checkpoint
 WIDTH = 24  # of the held-out classifier
 STEPS = 1500
+PERCEPTUAL_WIDTH = 16
+PERCEPTUAL_STEPS = 500
 N_REAL = 10_000  # real digits that it is shown
 SURE = 0.9  # what it calls a digit with more than this probability counts as one
 PART = 250  # images at a time
@@ -81,6 +83,13 @@ def train_classifier(x_u8, labels, seed, width, steps, device, precision, n=128)
         F.cross_entropy(logits.float(), labels[rows].to(device)).backward()
         optimizer.step()
     return net.eval().requires_grad_(False)
+
+
+def perceptual_network(x_u8, labels, run):
+    """The classifier whose features a perceptual loss compares, trained on the same digits."""
+    config = run.config
+    size = (PERCEPTUAL_WIDTH, PERCEPTUAL_STEPS)
+    return train_classifier(x_u8, labels, config.seed + 1, *size, run.device, config.precision)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ def kernel_sum(x, y, sigma, size=256):
     x = x / (np.sqrt(2) * sigma)
     y = y / (np.sqrt(2) * sigma)
     y_square = (y**2).sum(axis=1)
+
     total = 0.0
     for start in range(0, len(x), size):
         piece = x[start : start + size]
@@ -87,6 +88,7 @@ def sliced_wasserstein(x, y, n_projections, rng):
         raise ValueError(f"sliced Wasserstein needs samples of one shape, not {shapes}")
     directions = rng.standard_normal((x.shape[1], n_projections))
     directions /= np.linalg.norm(directions, axis=0)
+
     gap = np.sort(x @ directions, axis=0) - np.sort(y @ directions, axis=0)
     return float(np.sqrt((gap**2).mean()))
 

@@ -17,6 +17,7 @@ def output_folder(path):
     """
     path = Path(path)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
+
     try:
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -25,6 +26,7 @@ def output_folder(path):
             raise ValueError(
                 f"cannot write into the folder {path} ({error.strerror}): name another with --out"
             ) from None
+
         yield path
     finally:
         for folder in made:
@@ -42,10 +44,12 @@ def refuse_other_results(path, settings, results):
     held = sorted(file.name for file in Path(path).iterdir() if re.fullmatch(results, file.name))
     if not held:
         return
+
     try:
         known = read_json(Path(path, "config.json"), "config")
     except ValueError:
         known = None
+
     if known != settings:
         raise ValueError(
             f"{cli.quoted(path)} holds a {held[0]} that is not of these settings: "

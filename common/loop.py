@@ -22,8 +22,8 @@ import time
 
 from common import checkpoints, cli, pictures
 from common.devices import alone, autocast, mean_over_processes, own_rows, processes, rank
-from common.files import write_whole
-from common.runs import settings_of
+from common.files import write_json, write_whole
+from common.runs import config_json, settings_of
 
 import torch
 from torch import nn
@@ -87,11 +87,14 @@ class Trainer:
         if run.checkpoint:
             self.restore(run.checkpoint)
         self.first = self.done
-        self.log = read_log(run.out / "log.jsonl", self.done) if rank() == 0 else []
-
         self.rows = own_rows(self.config.batch_size)  # of a batch: those of this process
         several = processes() > 1
         self.module = DistributedDataParallel(net) if several else net  # averages the gradients
+
+        self.log = []
+        if rank() == 0:  # the first that is written: what can be refused has been
+            write_json(run.out / "config.json", config_json(run))
+            self.log = read_log(run.out / "log.jsonl", self.done)
 
     def restore(self, checkpoint):
         path = self.run.out / "last.pt"

@@ -35,7 +35,7 @@ def posterior_std(mixture, x, t):
 def posterior_pairs(learned, mixture, seed=0, n=4096):
     """Learned and exact draws of x_0 at ten pairs (t, x_t), x_t a draw of p_t.
 
-    learned(): a fresh denoise of n points.  Returns a list of (t, x_t [2], learned [n, 2],
+    learned(n): a fresh denoise of n points.  Returns a list of (t, x_t [2], learned [n, 2],
     exact [n, 2], their two standard deviations).
     """
     rng = np.random.default_rng([seed, 7])
@@ -44,7 +44,7 @@ def posterior_pairs(learned, mixture, seed=0, n=4096):
         alpha, sigma = mixture.schedule.alpha_sigma(t)
         x_t = alpha * mixture.sample(1, rng) + sigma * rng.standard_normal((1, 2))
         many = torch.from_numpy(x_t).float().expand(n, 2)
-        drawn = learned()(many, t).double().numpy()
+        drawn = learned(n)(many, t).double().numpy()
         exact = mixture.posterior_sample(many.double().numpy(), t, rng)
         std = np.sqrt(drawn.var(0).mean())
         exact_std = float(posterior_std(mixture, x_t, t)[0])
@@ -52,8 +52,10 @@ def posterior_pairs(learned, mixture, seed=0, n=4096):
     return found
 
 
-def std_errors(pairs):
-    """Relative errors of the learned standard deviations, and a line that sums them up."""
+def compare_posteriors(path, learned, mixture):
+    """Draw those pairs; the relative errors of the learned standard deviations, also in words."""
+    pairs = posterior_pairs(learned, mixture)
+    clouds.posterior_pairs(path, pairs)
     off = [abs(std / exact_std - 1) for *_, std, exact_std in pairs]
     words = f"worst {max(off):.1%}, mean {np.mean(off):.1%}"
     return off, f"std of the learned posterior against the exact one, ten x_t: {words}"

@@ -269,8 +269,6 @@ def main(Config, build, train, sample, report, argv=None):
                 if rank() == 0:
                     print(f"device {run.device}, {run.config.precision}; output in {run.out}")
                 if run.config.train:
-                    if rank() == 0:
-                        write_json(run.out / "config.json", config_json(run))
                     net = train(net, run)
                 samples = sample(net, run)
 

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from common import cli, distances
-from common.cli import run_flag
+from common.cli import flag
 from common.clouds import write_film
 from common.files import whole_file, write_json, write_npz
 from common.folders import output_folder, refuse_other_results
@@ -23,16 +23,16 @@ SHOWN = 10_000  # points, in a frame and in the distances
 class Files:
     """The flags that decide what is written and where, and the seed."""
 
-    vis_every: int | None = run_flag(
+    vis_every: int | None = flag.run(
         None, "steps from frame to frame (default: some 40 frames in all)", low=1
     )
-    no_frames: bool = run_flag(False, "no pictures and no GIF")
-    no_metrics: bool = run_flag(False, "no distances to exact samples")
-    seed: int = run_flag(0, "decides every random number", low=0, below=2**63)
-    out: str | None = run_flag(
+    no_frames: bool = flag.run(False, "no pictures and no GIF")
+    no_metrics: bool = flag.run(False, "no distances to exact samples")
+    seed: int = flag.run(0, "decides every random number", low=0, below=2**63)
+    out: str | None = flag.run(
         None, "output folder (default: a name below outputs/)", parse=cli.path, also="--out-dir"
     )
-    config: str | None = run_flag(
+    config: str | None = flag.run(
         None, "JSON file of defaults, such as a run's config.json", parse=cli.path
     )
 
@@ -52,8 +52,9 @@ def write(config, trajectory, mixture):
     folder cannot be written into, or holds results of other settings.
     """
     settings = dataclasses.asdict(config)
-    for flag in PLACE:
-        del settings[flag]
+    for name in PLACE:
+        del settings[name]
+
     usual = Path("outputs", config.script, cli.folder_name(config, PLACE))
 
     with output_folder(config.out or usual) as out:
@@ -70,6 +71,7 @@ def write(config, trajectory, mixture):
             direction = "forward" if config.forward else "reverse"
             kind = "SDE" if config.sampler == "sde" else "probability flow"
             write_film(out, snapshots, mixture, f"{direction} {kind}")
+
         report = {}
         if not config.no_metrics:
             report = distances.from_mixture(x[:SHOWN], mixture.marginal(t), config.seed)
@@ -84,6 +86,7 @@ def follow(config, trajectory):
     """The start of a trajectory, snapshots (t, x) for a film, and its last t and x."""
     every = config.vis_every or math.ceil(config.steps / 40)
     snapshots = []
+
     states = progress(watched(trajectory, config.steps), "steps", config.steps + 1)
     with np.errstate(all="ignore"):  # a blow-up is reported once, and better
         for i, (t, x) in enumerate(states):

@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import signal
 import struct
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests: before NumPy and torch are imported
@@ -15,6 +16,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
+
+@pytest.fixture(scope="session", autouse=True)
+def in_the_foreground():
+    """Ctrl-C is heard.  A shell lets what it starts in the background ignore it, and then our programs do so too."""
+    kinds = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ignored = [kind for kind in kinds if signal.getsignal(kind) == signal.SIG_IGN]
+    for kind in ignored:
+        signal.signal(kind, signal.default_int_handler)
+    yield
+    for kind in ignored:
+        signal.signal(kind, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")

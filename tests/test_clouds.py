@@ -50,7 +50,7 @@ def test_no_point_stands_under_the_words_of_a_frame(shape):
         assert np.array_equal(empty[band], full[band])
         assert (empty[band] < 128).any()  # there are words
     assert (empty[BAND - 2 : BAND] == 255).all() and (empty[-BAND : 2 - BAND] == 255).all()  # and none at the border
-    assert (full[BAND:-BAND] != empty[BAND:-BAND]).mean() > 0.5
+    assert (full[BAND:-BAND] != empty[BAND:-BAND]).mean() > 0.2
 
 
 def test_frames_of_two_films_may_be_taken_in_turn():

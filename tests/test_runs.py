@@ -199,6 +199,21 @@ def test_missing_checkpoints(here, mistake):
     assert not os.listdir(here)
 
 
+def test_other_networks_are_opened_as_they_were_trained(here, shipped, toy_run):
+    averaged = checkpoints.load_checkpoint(toy_run)["ema"]
+    small = checkpoints.load_checkpoint(shipped)["ema"]
+    net, trained = runs.shipped_net(toy.Config, toy.build, "toy.pt")
+    assert same({name: w.half() if w.is_floating_point() else w for name, w in net.state_dict().items()}, small)
+    assert trained.lr == 0.5 and not any(p.requires_grad for p in net.parameters())
+
+    found = start("--seed", 5, "--n", 2)
+    found.device = torch.device("cpu")
+    net, other = runs.opened(toy_run, toy.build, found)
+    assert same(net.state_dict(), averaged) and other.source == toy_run / "last.pt"
+    assert (other.config.seed, other.config.n, other.trained.seed) == (5, 2, 0)
+    assert found.with_settings(n=9).config.n == 9 and found.config.n == 2
+
+
 # ------------------------------------------------------------------------------------------------ the config.json
 
 
@@ -308,6 +323,12 @@ def test_other_data_in_their_place_are_noticed(learned, mistake):
     same_run = contents(learned)
     for name in ("last.pt", "log.jsonl", "samples.npz"):
         assert same_run[learned / name] == before[learned / name]
+
+
+def test_a_file_is_not_slipped_into_a_run_that_had_none(here, copy, mistake):
+    torch.save(torch.rand(40, 2), "b.pt")
+    line = mistake(toy.main, "--resume", "--out", "copy", "--train-steps", 13, "--data-path", "b.pt")
+    assert "--data-path b.pt does not hold what" in line
 
 
 def test_paths_of_the_repository_are_remembered_from_it():

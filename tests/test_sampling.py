@@ -1,10 +1,10 @@
-"""Sampling in batches: sample i is the same in any of them, the film shows what it should, and nothing diverges unsaid."""
+"""Sampling in batches: sample i is the same in any of them, and the film shows what it should; and where it runs."""
 
 import contextlib
 from itertools import islice
 
 import toy
-from common import devices, sampling, seeds, times
+from common import devices, sampling, seeds
 from conftest import same
 
 import pytest
@@ -118,27 +118,6 @@ def test_the_film_shows_the_first_36_and_both_ends():
     assert all(len(x) == len(x0_hat) == 36 for _, x, x0_hat in drawn.film)
     t, x, x0_hat = drawn.film[-1]
     assert same(x, drawn.x[:36]) and same(x0_hat, x)
-
-
-class Linear:
-    """A schedule whose log-SNR falls evenly, from 10 to -10."""
-
-    def log_snr(self, t):
-        return 10 - 20 * t
-
-
-def test_with_a_schedule_the_film_is_even_in_the_log_snr_and_leaves_out_the_noise():
-    grid = [1 - i / 1000 for i in range(1000)]
-    shown = sorted(times.film_steps(Linear(), grid))
-    assert shown[0] == 0 and shown[-1] == 1000 and len(shown) == 34
-    assert 249 <= shown[1] <= 251  # before a log-SNR of -5, all is noise
-    gaps = [b - a for a, b in zip(shown[1:-2], shown[2:-1], strict=True)]
-    assert max(gaps) - min(gaps) <= 1
-
-
-def test_few_moments_of_many():
-    assert times.evenly(301, 32) >= {0, 300} and len(times.evenly(301, 32)) == 32
-    assert times.evenly(3, 32) == {0, 1, 2} and times.evenly(1, 32) == {0}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -25,9 +25,14 @@ def a_small_network(monkeypatch, no_pictures):
 
 
 @pytest.fixture
-def weights_only(monkeypatch):
-    """Training without its samples and its evaluation."""
+def no_samples(monkeypatch):
+    """Training without its training_samples.png."""
     monkeypatch.setattr(vp_sde, "training_grid", lambda *args, **settings: None)
+
+
+@pytest.fixture
+def weights_only(monkeypatch, no_samples):
+    """Training without its evaluation either."""
     monkeypatch.setattr(vp_sde, "score_errors", lambda *args, **settings: {"bins": {}})
 
 
@@ -89,7 +94,7 @@ def test_a_process_works_on_its_rows_of_the_batch(tmp_path, weights_only, monkey
     assert same(list(condition), list(whole[2].rows(slice(4, 8))))
 
 
-def test_a_little_training_learns_what_no_network_without_the_condition_can(tmp_path):
+def test_a_little_training_learns_what_no_network_without_the_condition_can(tmp_path, no_samples):
     """At t = 0.94 x_0 is invisible.  Without the angle the best guess is the mean, whose error is the variance."""
     settings = config(train_steps=180, batch_size=8, lr=2e-2, ema_decay=0.9)
     net = trained(tmp_path, settings)
