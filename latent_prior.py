@@ -34,13 +34,12 @@ from functools import partial
 from itertools import pairwise
 
 import vae
-from common import options, runs
+from common import latents, options, runs
 from common.blocks import expand_like, zeroed
 from common.checkpoints import found_path
 from common.cli import flag, path
 from common.crystal_job import TrainingCrystals, conditions
 from common.files import write_npz
-from common.latents import compare_priors, encode_training_set, load_vae, run_of_vae
 from common.loop import Trainer
 from common.pictures import LOSS, image_film
 from common.sampling import Drawn, sample_images
@@ -53,6 +52,8 @@ import torch.nn.functional as F
 from torch import nn
 
 PRIORS = {"normal": "N(0, I)", "mop": "MoP", "diffusion": "diffusion prior"}
+run_of_vae = partial(latents.run_of_vae, vae)  # the VAE that a config names
+load_vae = partial(latents.load_vae, vae)
 UNINFORMATIVE = 1e-4  # below this abar nothing of z_0 is left to see: few steps spend none there
 HELD_OUT = 256  # crystals that the log of a training is about
 CURVES = (LOSS, ("held-out loss by t / T; above 0 at its best: no aspect is known", "bins"))
@@ -103,7 +104,7 @@ class Config(options.OneCrystal, options.Training):
 
         # What the VAE decides.
         self.vae = str(found_path(self.vae))
-        of_vae = run_of_vae(vae, self).config
+        of_vae = run_of_vae(self).config
         if self.z_dim not in (None, of_vae.z_dim):
             raise ValueError(f"--z-dim {self.z_dim} contradicts {self.vae}: it has {of_vae.z_dim}")
         self.z_dim = of_vae.z_dim
@@ -112,7 +113,7 @@ class Config(options.OneCrystal, options.Training):
             self.refuse(typed, "n_latents", because="all of the file of the VAE is encoded")
 
     def epoch(self):
-        of_vae = run_of_vae(vae, self).config
+        of_vae = run_of_vae(self).config
         return of_vae.epoch() if of_vae.data_path else self.n_latents
 
 
@@ -233,15 +234,15 @@ def build(config):
 # ------------------------------------------------------------------------------ the training
 
 
-def latent_batch(config, latents, step):
+def latent_batch(config, encoded, step):
     """z_0 [n, z_dim], not yet standardised, and Condition of a step: a function of (seed, step)."""
     g = generator(config.seed, step, 1)
-    rows = torch.randint(len(latents.mu), (config.batch_size,), generator=g)
-    z = latents.mu[rows]
+    rows = torch.randint(len(encoded.mu), (config.batch_size,), generator=g)
+    z = encoded.mu[rows]
     if config.z_target == "sample":
         eps = torch.randn(z.shape, generator=g)
-        z = vae.reparameterise(z, latents.log_var[rows], eps)
-    return z, latents.condition.rows(rows)
+        z = vae.reparameterise(z, encoded.log_var[rows], eps)
+    return z, encoded.condition.rows(rows)
 
 
 def loss_of(net, schedule, z0, condition, t, eps):
@@ -273,22 +274,22 @@ def train(net, run):
     """Train until --train-steps; returns the network to sample with."""
     config = run.config
     n = config.batch_size
-    vae_net, of_vae = load_vae(vae, run)
+    vae_net, of_vae = load_vae(run)
     crystals = TrainingCrystals(of_vae, signed=False)
     crystals.nearest(conditions(of_vae.config))  # what MoP cannot do it says now, not afterwards
 
     # Encode the training set, which takes ten seconds, and some crystals that are not in it.
-    latents = encode_training_set(vae_net, of_vae, config.n_latents)
-    spread = latents.log_var.exp().mean(0) if config.z_target == "sample" else 0.0
-    net.mean.copy_(latents.mu.mean(0))
-    net.std.copy_((latents.mu.var(0) + spread).sqrt().clamp_min(1e-4))
+    encoded = latents.encode_training_set(vae_net, of_vae, config.n_latents)
+    spread = encoded.log_var.exp().mean(0) if config.z_target == "sample" else 0.0
+    net.mean.copy_(encoded.mu.mean(0))
+    net.std.copy_((encoded.mu.var(0) + spread).sqrt().clamp_min(1e-4))
     x, condition = crystals.batch(0, HELD_OUT, held_out=True)
     mu, _ = vae.encode(vae_net, of_vae, x, condition)
     held_out = net.standardise(mu.to(run.device)), condition.to(run.device)
 
     trainer = Trainer(net, run, report_every=250, curves=CURVES)
     for step in trainer.steps():
-        z0, condition = latent_batch(config, latents, step)
+        z0, condition = latent_batch(config, encoded, step)
 
         # The whole batch is drawn in every process, so that several take the step of one.
         g = generator(config.seed, step, 0)
@@ -355,7 +356,7 @@ def draw(net, run, condition):
 
 def sample(net, run):
     """--n latents of the diffusion prior, and crystals [n, 1, H, H] in [0, 1] of all three."""
-    vae_net, of_vae = load_vae(vae, run)
+    vae_net, of_vae = load_vae(run)
     condition = conditions(of_vae.config)
     start = time.perf_counter()
     drawn = draw(net, run, condition)
@@ -370,7 +371,7 @@ def report(samples, net, run):
     """The film, the priors side by side, samples.npz, the numbers and the words."""
     drawn, images = samples
     config = run.config
-    vae_net, of_vae = load_vae(vae, run)
+    vae_net, of_vae = load_vae(run)
     condition = conditions(of_vae.config)
     labels = {"kind": condition.kind, "theta": condition.cont[:, 1]}
     write_npz(run.out / "samples.npz", x=images["diffusion"], z=drawn.x, **labels)
@@ -379,7 +380,7 @@ def report(samples, net, run):
     image_film(run.out / "reverse_diffusion.gif", frames)
 
     unconditional = ["diffusion"] if config.cfg == 0 else []
-    measured, words = compare_priors(
+    measured, words = latents.compare_priors(
         run.out, images, PRIORS, condition, of_vae.config, unconditional
     )
     per_image = 1000 * drawn.seconds / config.n

@@ -13,11 +13,11 @@ import hashlib
 import io
 import math
 import sys
-import zipfile
 from pathlib import Path
 
 from common import cli
 from common.files import read_regular, write_whole
+from common.pickled import unpickled
 
 import torch
 
@@ -57,7 +57,7 @@ def load_checkpoint(path, script=None, flag="--ckpt"):
     if not path.exists():
         how = f"make one with --train, or name one with {flag}"
         raise ValueError(f"there is no checkpoint {path}: {how}")
-    found = unpickled(read_regular(path, "checkpoint"))
+    found = unpickled(io.BytesIO(read_regular(path, "checkpoint")))
     if "ema" in found and "edition" not in found:
         how = "train it again, or sample from it with that edition"
         raise ValueError(f"{path} was made by the first edition of this project: {how}")
@@ -66,20 +66,6 @@ def load_checkpoint(path, script=None, flag="--ckpt"):
     if script and found["script"] != script:
         raise ValueError(f"{path} was made by {found['script']}.py, not by {script}.py")
     return found
-
-
-def unpickled(content):
-    """The dict that torch saved, or an empty one where the bytes are damaged or anything else."""
-    file = io.BytesIO(content)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            if archive.testzip():  # every checksum: torch itself would load a flipped bit
-                return {}
-        file.seek(0)
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception:  # a damaged file raises whatever its first bad byte leads to
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def load_weights(module, weights, path):

@@ -1,11 +1,11 @@
 """Files of crystals: what data.py --build writes, and read with suspicion."""
 
-import zipfile
 from multiprocessing.pool import ThreadPool  # of the two in the library, it survives Ctrl-C
 from pathlib import Path
 
 from common.cli import quoted, spelt
 from common.files import whole_file
+from common.pickled import unpickled
 from common.progress import progress
 
 import torch
@@ -81,22 +81,10 @@ def read_torch(path) -> dict:
             content = unpickled(file)
     except OSError as error:
         raise ValueError(f"cannot read the data file {path}: {error.strerror}") from None
-    if not isinstance(content, dict):
+    if not content:
         how = "make another: python data.py --build 50000 --out FILE.pt"
         raise ValueError(f"{path} is damaged, or no file of crystals; {how}")
     return content
-
-
-def unpickled(file):
-    """What torch saved in an open file, None where anything in it is damaged."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            if archive.testzip():  # every checksum: torch itself would load a flipped bit
-                return None
-        file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception:  # whatever the first bad byte leads to
-        return None
 
 
 def check_form(crystals, n_kinds, path):

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from common import cli
-from common.files import read_json, write_whole
+from common.files import no_empty_folders, read_json, write_whole
 
 
 @contextlib.contextmanager
@@ -16,9 +16,7 @@ def output_folder(path):
     before anything is written, no empty folder stays.
     """
     path = Path(path)
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
-
-    try:
+    with no_empty_folders(path):
         try:
             path.mkdir(parents=True, exist_ok=True)
             write_whole(path / ".writable", b"").unlink(missing_ok=True)
@@ -26,12 +24,7 @@ def output_folder(path):
             raise ValueError(
                 f"cannot write into the folder {path} ({error.strerror}): name another with --out"
             ) from None
-
         yield path
-    finally:
-        for folder in made:
-            with contextlib.suppress(OSError):  # it is not empty: as it should be
-                folder.rmdir()
 
 
 def refuse_other_results(path, settings, results):

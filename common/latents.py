@@ -94,7 +94,9 @@ def r_squared(z, features):
     A = torch.cat([torch.ones(len(z), 1), features.reshape(len(z), -1)], 1).double()
     z = z.double() - z.double().mean(0)
     residual = z - A @ torch.linalg.lstsq(A, z, driver="gelsd").solution
-    return 1 - residual.square().sum(0) / z.square().sum(0).clamp_min(1e-12)
+    total = z.square().sum(0)
+    share = 1 - residual.square().sum(0) / total.clamp_min(1e-12)
+    return torch.where(total > 1e-12, share, 0.0)  # 0 for a latent that never moves
 
 
 def latent_table(mu, kl, labels):

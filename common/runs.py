@@ -252,6 +252,16 @@ def shipped_net(Config, build, name, device):
     return load_weights(net, checkpoint["ema"], path).eval().requires_grad_(False)
 
 
+def opened(path, build, run):
+    """The network in another checkpoint of the same script, and the Run that samples from it."""
+    path = checkpoint_file(path)
+    checkpoint = load_checkpoint(path, run.config.script)
+    trained = stored_config(type(run.config), checkpoint, path)
+    run = dataclasses.replace(run, trained=trained, checkpoint=checkpoint, source=path)
+    net = seeded(partial(build, trained), trained.seed).to(run.device)
+    return load_net(net, run), run
+
+
 def main(Config, build, train, sample, report, argv=None):
     """The skeleton of every script; the top of this file says what the functions do."""
     with cli.program(Config.script):

@@ -77,8 +77,8 @@ BAD_FLAGS = {
     "--lr x": "'x' is not a number",
     "--ema-decay 1": "must be below 1",
     "--use-ema 2": "must be at most 1",
-    "--nonsense": "--nonsense",
-    "--train-step 3": "--train-step",  # no abbreviations
+    "--nonsense": "unrecognized arguments: --nonsense",
+    "--train-step 3": "unrecognized arguments: --train-step",  # no abbreviations
     "--cfg": "expected one argument",
     "--oracle=1": "--oracle",
     "extra": "extra",

@@ -38,7 +38,7 @@ def test_an_epoch_is_one_pass_over_the_data_there_is(tmp_path):
     data.build(24, tmp_path / "built.pt", n_types=1, img_size=16)
     for settings, steps in (
         (dict(epochs=2, batch_size=8, data_path=str(tmp_path / "built.pt")), 6),
-        (dict(epochs=1, batch_size=100), 500),  # of 50,000 that are rendered on the fly
+        (dict(epochs=1, batch_size=1), 50_000),  # of 50,000 that are rendered on the fly
         (dict(epochs=1, batch_size=99, data_path=str(tmp_path / "built.pt")), 1),
         (dict(train_steps=7), 7),
     ):

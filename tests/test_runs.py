@@ -199,19 +199,27 @@ def test_missing_checkpoints(here, mistake):
     assert not os.listdir(here)
 
 
-def test_other_networks_are_opened_as_they_were_trained(here, shipped, toy_run):
-    averaged = checkpoints.load_checkpoint(toy_run)["ema"]
-    small = checkpoints.load_checkpoint(shipped)["ema"]
-    net, trained = runs.shipped_net(toy.Config, toy.build, "toy.pt")
-    assert same({name: w.half() if w.is_floating_point() else w for name, w in net.state_dict().items()}, small)
-    assert trained.lr == 0.5 and not any(p.requires_grad for p in net.parameters())
+def test_a_network_that_ships_is_found_by_its_name(here, shipped):
+    cpu = torch.device("cpu")
+    net = runs.shipped_net(toy.Config, toy.build, "toy.pt", cpu)
+    halves = {name: w.half() if w.is_floating_point() else w for name, w in net.state_dict().items()}
+    assert same(halves, checkpoints.load_checkpoint(shipped)["ema"])
+    assert not any(p.requires_grad for p in net.parameters())
+    assert runs.shipped_net(toy.Config, toy.build, "no.pt", cpu) is None
 
+
+def test_another_network_is_opened_as_it_was_trained(here, shipped, toy_run):
     found = start("--seed", 5, "--n", 2)
     found.device = torch.device("cpu")
     net, other = runs.opened(toy_run, toy.build, found)
-    assert same(net.state_dict(), averaged) and other.source == toy_run / "last.pt"
-    assert (other.config.seed, other.config.n, other.trained.seed) == (5, 2, 0)
-    assert found.with_settings(n=9).config.n == 9 and found.config.n == 2
+    assert same(net.state_dict(), checkpoints.load_checkpoint(toy_run)["ema"])
+    assert (other.config.seed, other.trained.seed, other.source) == (5, 0, toy_run / "last.pt")
+    assert found.source == shipped
+
+
+def test_the_settings_of_a_sampling_can_be_others_for_once(here, shipped):
+    found = start("--seed", 5)
+    assert (found.with_settings(n=9).config.n, found.with_settings(n=9).config.seed, found.config.n) == (9, 5, 6)
 
 
 # ------------------------------------------------------------------------------------------------ the config.json

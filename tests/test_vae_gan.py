@@ -179,7 +179,8 @@ def test_the_pull_adds_the_weighted_gradient_of_the_adversary_to_the_decoder_alo
 
     fake = critic()(x_hat)
     names, parameters = zip(*net.decode.named_parameters(), strict=True)
-    g_adv = dict(zip(names, torch.autograd.grad(vae_gan.adversarial_loss(fake), parameters, retain_graph=True)))
+    gradients = torch.autograd.grad(vae_gan.adversarial_loss(fake), parameters, retain_graph=True)
+    g_adv = dict(zip(names, gradients, strict=True))
     w = vae_gan.pull(net.decode, fake, strength=0.3, cap=1e4)
     ratio = before["decode.out.weight"].norm() / g_adv["out.weight"].norm()
     torch.testing.assert_close(w, ratio)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 SAMPLES = {"config.json", "metrics.json", "reverse_diffusion.gif", "samples.npz", "samples.png"}
-TINY = "--train --train-steps 6 --save-every 3 --batch-size 32 --n 9 --steps 3".split()
+TINY = ["--train", "--train-steps=6", "--save-every=3", "--batch-size=32", "--n=9", "--steps=3"]
 
 
 def run(*words):
