@@ -126,7 +126,7 @@ def bridge(x_t, x_0, t, s, churn, z):
 def power(difference, beta):
     """|difference|^beta over all axes from the third on: [N, m, ...] to [N, m].
 
-    Where two points meet the root has no gradient: squares are kept above 1e-6, where it is 0.
+    Where two points meet the root has no gradient: below 1e-6 a square counts as 1e-6, which has 0.
     """
     square = difference.flatten(2).square().sum(2)
     return square if beta == 2 else square.clamp_min(1e-6) ** (beta / 2)

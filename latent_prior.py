@@ -69,9 +69,7 @@ class Config(options.OneCrystal, options.Training):
     beta_end: float = flag.model(0.05, "noise rate of step T", above=0, below=1)
     width: int = flag.model(1024, "of the residual MLP", low=1, high=16384)
     t_emb_dim: int = flag.model(64, "sines of the log-SNR, an even number", low=2, high=4096)
-    z_target: str = flag.model(
-        "mu", "learn means of posteriors, or draws", choices=("mu", "sample")
-    )
+    z_target: str = flag.model("mu", "posterior means, or draws", choices=("mu", "sample"))
     n_latents: int = flag.training(20_000, "crystals that are encoded", low=2)
     p_uncond: float = flag.training(0.1, "share of it without a condition", low=0, high=1)
     train_steps: int = flag.training(6000, "optimizer steps", low=1)
@@ -83,9 +81,7 @@ class Config(options.OneCrystal, options.Training):
         parse=path,
         also="--vae-ckpt",
     )
-    data_path: str | None = flag.run(
-        None, "the file that the VAE was trained on, if it has moved", parse=path
-    )
+    data_path: str | None = flag.run(None, "file that the VAE learned from, if moved", parse=path)
     steps: int = flag.sampling(50, "network calls per sample, at most T", low=1)
     eta: float = flag.sampling(0.0, "0: deterministic DDIM; 1: ancestral, as DDPM", low=0, high=1)
     cfg: float = flag.sampling(1.5, "guidance weight w", low=0)
@@ -104,13 +100,15 @@ class Config(options.OneCrystal, options.Training):
 
         # What the VAE decides.
         self.vae = str(found_path(self.vae))
-        of_vae = run_of_vae(self).config
-        if self.z_dim not in (None, of_vae.z_dim):
-            raise ValueError(f"--z-dim {self.z_dim} contradicts {self.vae}: it has {of_vae.z_dim}")
-        self.z_dim = of_vae.z_dim
-        self.check_crystal(of_vae.n_types, of_vae.mode)
-        if of_vae.data_path:
+        trained = run_of_vae(self).trained
+        if self.z_dim not in (None, trained.z_dim):
+            raise ValueError(f"--z-dim {self.z_dim} contradicts {self.vae}: it has {trained.z_dim}")
+        self.z_dim = trained.z_dim
+        self.check_crystal(trained.n_types, trained.mode)
+        if trained.data_path:
             self.refuse(typed, "n_latents", because="all of the file of the VAE is encoded")
+        else:
+            self.refuse(typed, "data_path", because="the VAE learned from rendered crystals")
 
     def epoch(self):
         of_vae = run_of_vae(self).config
@@ -276,7 +274,7 @@ def train(net, run):
     n = config.batch_size
     vae_net, of_vae = load_vae(run)
     crystals = TrainingCrystals(of_vae, signed=False)
-    crystals.nearest(conditions(of_vae.config))  # what MoP cannot do it says now, not afterwards
+    crystals.nearest(conditions(of_vae.config))  # a type without examples is refused now
 
     # Encode the training set, which takes ten seconds, and some crystals that are not in it.
     encoded = latents.encode_training_set(vae_net, of_vae, config.n_latents)

@@ -241,7 +241,7 @@ def train(net, run):
     if config.free_bits and processes() > 1:  # its KL is that of the whole batch
         raise ValueError("--free-bits works in one process only: leave torchrun out")
     crystals = TrainingCrystals(run, signed=False)
-    crystals.nearest(conditions(config))  # what MoP cannot do it says now, not after the training
+    crystals.nearest(conditions(config))  # a type without examples for MoP is refused now
     held_out = crystals.batch(0, EVALUATED, held_out=True)
 
     trainer = Trainer(net, run, report_every=250, curves=CURVES)

@@ -37,7 +37,7 @@ from common import cli, digit_job, options, runs
 from common.blocks import channels_last
 from common.cli import flag
 from common.datasets import load
-from common.devices import alone, autocast, average_over_processes, processes, rank
+from common.devices import alone, autocast, average_over_processes, dealt_rows, started_by_torchrun
 from common.digit_classifier import load_classifier, make_classifier, perceptual_network
 from common.loop import Trainer, learning_rate, set_learning_rate
 from common.sampling import in_batches
@@ -66,7 +66,7 @@ class Config(options.Training):
     train_steps: int = flag.training(5000, "optimizer steps", low=1)
     batch_size: int = flag.training(64, "digits a step", low=1)
     beta_warmup: int = flag.training(500, "steps over which beta rises from 0", low=0)
-    free_bits: float = flag.training(0.0, "nats of a latent that cost nothing more", low=0)
+    free_bits: float = flag.training(0.0, "nats a latent may hold at a fixed price", low=0)
     perceptual: float = flag.training(10.0, "weight p of d; 0 switches it off", low=0)
     adversarial: float = flag.training(1.0, "weight a; 0 switches it off", low=0)
     adversarial_cap: float = flag.training(100.0, "the largest adaptive weight w", above=0)
@@ -76,12 +76,8 @@ class Config(options.Training):
     n: int = flag.sampling(10_000, "samples of the prior", low=1, also="--n-samples")
     label: int | None = flag.sampling(None, "one digit (default: 0 to 9 in turn)", low=0, high=9)
     compare: bool = flag.sampling(False, "both schemes side by side: the table and the picture")
-    against: str | None = flag.sampling(
-        None, "the composite run of --compare, --ckpt being the simple one", parse=cli.path
-    )
-    classifier: str | None = flag.sampling(
-        None, "file of the held-out classifier (default: the one that ships)", parse=cli.path
-    )
+    against: str | None = flag.sampling(None, "composite run of --compare", parse=cli.path)
+    classifier: str | None = flag.sampling(None, "file of a held-out classifier", parse=cli.path)
     make_classifier: bool = flag.sampling(False, "train such a classifier: classifier.pt")
     data_dir: str = flag.run("data", "folder that holds MNIST, or will", parse=cli.path)
 
@@ -106,6 +102,7 @@ class Config(options.Training):
             self.refuse(typed, *of_one, because="--compare takes two networks that are trained")
         else:
             self.refuse(typed, "against", because="it is the second run of --compare")
+
         if not self.cond:
             self.refuse(typed, "label", because="the network is not conditional (--cond)")
             self.label = None
@@ -116,6 +113,8 @@ class Config(options.Training):
             self.refuse(typed, "perceptual", "adversarial", *adversary, because=why)
         if self.adversarial == 0:
             self.refuse(typed, *adversary, because="--adversarial 0 switches the adversary off")
+        if self.train and self.free_bits and started_by_torchrun():
+            raise ValueError("--free-bits is about the KL of whole batches: train in one process")
         load_classifier(self.classifier)  # where there is none it is said now, not after the work
 
     def epoch(self):
@@ -254,30 +253,29 @@ def train(net, run):
     """Train until --train-steps; returns the network to sample with."""
     config = run.config
     n = config.batch_size
-    if config.free_bits and processes() > 1:
-        raise ValueError("--free-bits is about the KL of whole batches: train in one process")
     x_u8, labels = load("mnist", config.data_dir, train=True)
     run.check_content("data_dir", {"x_u8": x_u8, "labels": labels})
     test_u8, test_labels = load("mnist", config.data_dir, train=False)
     test = test_u8[:N_TEST].float() / 255
 
+    # The critic belongs to the scheme composite; so does a classifier, for its features.
     how = dict(betas=(0.5, 0.99), weight_decay=0.0)
     critic = runs.seeded(Critic, config.seed + 1).to(run.device)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), config.critic_lr, fused=True, **how)
     composite = config.scheme == "composite"
     extra = dict(critic=critic, critic_optimizer=critic_optimizer) if composite else {}
     trainer = Trainer(net, run, report_every=250, extra=extra, curves=digit_job.CURVES, **how)
+    start = config.critic_start if composite and config.adversarial else config.train_steps
     classifier = None
     if composite and config.perceptual:  # of seed and data alone: a resumed run has the same one
         classifier = perceptual_network(x_u8, labels, run)
-    start = config.critic_start if composite and config.adversarial else config.train_steps
 
-    # Rows are dealt out in turn, so that each process has its share of the first half.
-    own = slice(rank(), None, processes())
+    own = dealt_rows()  # so that each process has its share of the first half
     for step in trainer.steps():
         rows = torch.randint(len(x_u8), (n,), generator=generator(config.seed, step, 1))[own]
         x = (x_u8[rows].float() / 255).to(run.device)  # (n, 1, 28, 28)
         digit = labels[rows].to(run.device)
+
         g = generator(config.seed, step, 0)
         eps = torch.randn(n, config.z_dim, generator=g)[own].to(run.device)
         z_prior = torch.randn(n, config.z_dim, generator=g)[own].to(run.device)
@@ -286,14 +284,17 @@ def train(net, run):
             mu, log_var = net.encode(x, digit)
             x_hat = net.decode(reparameterise(mu, log_var, eps), digit)
             d = perceptual(classifier, x, x_hat) if classifier else x.new_zeros(())
+
         beta = config.beta * min(1, (step + 1) / max(1, config.beta_warmup))
         loss, terms = loss_of(x, x_hat, mu, log_var, beta, config.free_bits)
         loss = loss + config.perceptual * d
+
         trainer.optimizer.zero_grad()
         loss.backward(retain_graph=step >= start)
         average_over_processes([p.grad for p in net.parameters()])
 
-        if step >= start:  # The adversary acts on the decoder, and then learns.
+        # The adversary pulls at the decoder, and then it learns.
+        if step >= start:
             with trainer.autocast():
                 fake = critic(torch.cat([x_hat[: len(x) // 2], net.decode(z_prior, digit)]))
                 real = critic(x)
@@ -313,6 +314,7 @@ def train(net, run):
         halves = (net.encode, net.decode)
         norm = sum(nn.utils.clip_grad_norm_(half.parameters(), 50.0) for half in halves)
         trainer.apply(norm, loss=loss, perceptual=d, **terms)
+
         if trainer.report_due:
             with alone():
                 x_hat, _ = reconstruct(trainer.ema, test, test_labels[:N_TEST], run)

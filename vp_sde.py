@@ -49,17 +49,17 @@ class Config(Crystals):
 
     beta_min: float = flag.model(0.1, "noise rate at t = 0", above=0, high=1000)
     beta_max: float = flag.model(30.0, "noise rate at t = 1", above=0, high=1000)
-    p_uncond: float = flag.training(0.1, "share of it without a condition", low=0, high=1)
+    p_uncond: float = flag.training(0.1, "share of the training without a condition", low=0, high=1)
     train_steps: int = flag.training(16_000, "optimizer steps", low=1)
     lr: float = flag.training(2e-3, "learning rate after the warm-up", above=0)
 
     sampler: str = flag.sampling(
-        "sde", "ode: its flow, by Heun; dpmpp: by DPM-Solver++", choices=("sde", "ode", "dpmpp")
+        "sde", "reverse SDE; ode: Heun; dpmpp: DPM-Solver++", choices=("sde", "ode", "dpmpp")
     )
     steps: int = flag.sampling(300, "network calls per sample; ode makes 2 steps - 1", low=1)
-    grid: str = flag.sampling("logsnr", "the times", choices=("uniform", "quadratic", "logsnr"))
+    grid: str = flag.sampling("logsnr", "step spacing", choices=("uniform", "quadratic", "logsnr"))
     cfg: float = flag.sampling(1.5, "guidance weight w; 1 with --oracle", low=0)
-    t_end: float = flag.sampling(0.005, "time of the last call, for x_0", above=0, below=1)
+    t_end: float = flag.sampling(0.005, "time of the last call: for x_0", above=0, below=1)
     n: int = flag.sampling(36, "samples", low=1, also="--n-samples")
     sample_batch: int = flag.sampling(36, "images drawn at a time", low=1)
     oracle: bool = flag.sampling(False, "the exact denoiser of rot-only crystals, no network")
@@ -183,7 +183,7 @@ def build(config):
 
 
 class Learned:
-    """eps(x, t, condition) of a network that predicts v = alpha eps - sigma x_0."""
+    """eps(x, t, condition) = sigma x + alpha v of a network for v = alpha eps - sigma x_0."""
 
     def __init__(self, net, run):
         self.net = net
@@ -194,7 +194,7 @@ class Learned:
     def eps(self, x, t, *condition):
         _, alpha, sigma = self.schedule.at(t)
         times = torch.full((len(x),), t, device=self.device)
-        condition = [c.to(self.device) for c in condition]
+        condition = [c.to(self.device) for c in condition]  # one, or for points none
         with autocast(self.device, self.precision):
             v = self.net(x.to(self.device), times, *condition)
         return sigma * x + alpha * v.to(x.device)
@@ -229,7 +229,7 @@ def v_loss(net, schedule, x0, t, eps, *condition):
 
 
 def train(net, run):
-    """Train until --train-steps; returns the network to sample with."""
+    """Train until --train-steps (AdamW, EMA: common/loop.py); return the network to sample with."""
     config = run.config
     n = config.batch_size
     crystals = TrainingCrystals(run, signed=True)
@@ -247,7 +247,7 @@ def train(net, run):
         eps = torch.randn(x0.shape, generator=g)
         known = torch.rand(n, generator=g) >= config.p_uncond  # the rest is unconditional
         condition = condition._replace(known=known).rows(trainer.rows).to(run.device)
-        x0, t, eps = (v[trainer.rows].to(run.device) for v in (x0, t, eps))
+        x0, t, eps = (a[trainer.rows].to(run.device) for a in (x0, t, eps))
 
         with trainer.autocast():
             loss = v_loss(trainer.module, net.schedule, x0, t, eps, condition)
@@ -260,7 +260,7 @@ def train(net, run):
 
 # ------------------------------------------------------------------------------ the samplers
 # Each takes eps(x, t), a start x at times[0] and decreasing times, and yields (t, x, x0_hat) before
-# every step, and last (0, x_0, x_0), where x_0 is predicted from times[-1].
+# every step, and last (0, x_0, x_0), where x_0 is predicted from times[-1].  noise: for the SDE.
 
 
 def x0_of(x, eps, alpha, sigma):

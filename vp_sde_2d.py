@@ -48,11 +48,11 @@ class Config(options.Training):
     lr: float = flag.training(2e-3, "learning rate after the warm-up", above=0)
 
     sampler: str = flag.sampling(
-        "sde", "ode: its flow, by Heun; dpmpp: by DPM-Solver++", choices=("sde", "ode", "dpmpp")
+        "sde", "reverse SDE; ode: Heun; dpmpp: DPM-Solver++", choices=("sde", "ode", "dpmpp")
     )
     steps: int = flag.sampling(300, "network calls per sample; ode makes 2 steps - 1", low=1)
-    grid: str = flag.sampling("logsnr", "the times", choices=("uniform", "quadratic", "logsnr"))
-    t_end: float = flag.sampling(0.001, "time of the last call, for x_0", above=0, below=1)
+    grid: str = flag.sampling("logsnr", "step spacing", choices=("uniform", "quadratic", "logsnr"))
+    t_end: float = flag.sampling(0.001, "time of the last call: for x_0", above=0, below=1)
     n: int = flag.sampling(4096, "samples", low=1, also="--n-samples")
     oracle: bool = flag.sampling(False, "the exact score, no network")
 
@@ -66,7 +66,7 @@ class Config(options.Training):
         if self.oracle:
             self.refuse(typed, "use_ema", "precision", because="--oracle has no network")
             if self.train or self.ckpt:
-                raise ValueError("--oracle needs no training and no --ckpt")
+                raise ValueError("--oracle has no network: leave --train and --ckpt out")
         if self.steps == 1:
             self.refuse(typed, "grid", "t_end", because="the only call is at t = 1")
 
@@ -99,7 +99,7 @@ def build(config):
 
 
 class NumpySchedule:
-    """A schedule of torch with the face that the mixture expects: t is a number."""
+    """A schedule of torch as the mixture takes it: t is a number."""
 
     def __init__(self, schedule):
         self.schedule = schedule
@@ -135,7 +135,7 @@ def training_points(gmm, seed, step, n, held_out=False):
 
 
 def train(net, run):
-    """Train until --train-steps; returns the network to sample with."""
+    """Train until --train-steps (AdamW, EMA: common/loop.py); return the network to sample with."""
     config = run.config
     n = config.batch_size
     gmm = mixture(config, net.schedule)
@@ -148,7 +148,7 @@ def train(net, run):
         g = generator(config.seed, step, 0)
         t = (torch.arange(n) + torch.rand(n, generator=g)) / n  # stratified: one in each n-th
         eps = torch.randn(x0.shape, generator=g)
-        x0, t, eps = (v[trainer.rows].to(run.device) for v in (x0, t, eps))
+        x0, t, eps = (a[trainer.rows].to(run.device) for a in (x0, t, eps))
 
         with trainer.autocast():
             loss = v_loss(trainer.module, net.schedule, x0, t, eps)

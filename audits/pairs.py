@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 POINTS = 4096
-POINT_BINS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # edges, in t
+POINT_BINS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # edges in t
 CRYSTAL_BINS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -43,6 +43,11 @@ class Pair:
     @property
     def schedule(self):
         return self.net.schedule
+
+    @property
+    def edges(self):
+        """Of the bins of t."""
+        return POINT_BINS if self.gmm else CRYSTAL_BINS
 
 
 @cache
@@ -82,9 +87,10 @@ def errors_in_time(pair, per_bin=4):
     x0, condition = fresh_data(pair)
     g = generator(0, 4)
     bins = []
-    for low, high in pairwise(POINT_BINS if pair.gmm else CRYSTAL_BINS):
+    for low, high in pairwise(pair.edges):
         total = 0
-        for t in (low + (high - low) * (np.arange(per_bin) + 0.5) / per_bin).tolist():
+        middles = low + (high - low) * (np.arange(per_bin) + 0.5) / per_bin
+        for t in middles.tolist():
             _, alpha, sigma = pair.schedule.at(t)
             eps = torch.randn(x0.shape, dtype=x0.dtype, generator=g)
             x = alpha * x0 + sigma * eps
@@ -98,10 +104,10 @@ def errors_in_time(pair, per_bin=4):
 
 def in_bin(pair, what, i, group="", samples=slice(None)):
     """The score error or the loss in bin i, mean over a group of the samples."""
-    edges = POINT_BINS if pair.gmm else CRYSTAL_BINS
+    low, high = pair.edges[i : i + 2]
     of_group = errors_in_time(pair)[i][:, samples]
     score, loss, least = of_group.mean(1)
-    claim = f"{pair.name}{group}: {what}, t in [{edges[i]:g}, {edges[i + 1]:g}]"
+    claim = f"{pair.name}{group}: {what}, t in [{low:g}, {high:g}]"
     if what == "score error":
         return Claim(claim, 0, score, n=of_group.shape[1])
     return Claim(claim, least, loss, n=of_group.shape[1])

@@ -8,7 +8,6 @@ This file has those about points in the plane; score_of_crystals.py has the othe
 
 from functools import cache, partial
 
-import vp_sde
 from audits import score_of_crystals
 from audits.pairs import POINTS, errors_in_time, in_bin, load
 from common import clouds, distances
@@ -16,6 +15,7 @@ from common.claims import Claim
 from common.seeds import point_noise
 from common.times import film_steps, time_grid
 from make_gif import save_gif
+from vp_sde import reverse_sde
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ NETWORKS = ("vp_sde_2d_S.pt", "vp_sde_2d_circle.pt", "vp_sde.pt")
 SEEDS = 5
 STEPS = 100  # with the exact score, so many of the SDE cost 2e-5 in MMD^2
 
-# ---------------------------------------------------------------------------- the distances
+# ------------------------------------------------------------------------------ the distances
 
 
 @cache
@@ -38,7 +38,7 @@ def cloud(pair, which, seed):
     times = time_grid(pair.schedule, STEPS, 0.001, "logsnr")
     shown = film_steps(pair.schedule, times)
     noise = point_noise(seed, POINTS)
-    run = vp_sde.reverse_sde(model.eps, next(noise), times, pair.schedule, noise)
+    run = reverse_sde(model.eps, next(noise), times, pair.schedule, noise)
     return [(t, x.double().numpy()) for i, (t, x, _) in enumerate(run) if i in shown]
 
 
@@ -49,7 +49,9 @@ def cloud_distances(pair, which):
     for seed in range(SEEDS):
         _, x = cloud(pair, which, seed)[-1]
         each.append(distances.from_mixture(x, pair.gmm, seed))
-    means = {key: np.mean([report[key] for report in each]) for key in each[0]}
+    means = {}
+    for key in each[0]:
+        means[key] = np.mean([report[key] for report in each])
     scatter = np.std([report["mmd2"] for report in each], ddof=1)
     return means | {"error of mmd2": scatter / SEEDS**0.5}
 

@@ -48,7 +48,9 @@ def lasting_path(path):
 
 def found_path(path):
     """A path that a checkpoint remembers, from whichever folder the script is started."""
-    return Path(path) if Path(path).exists() else ROOT / path
+    of_repository = ROOT / path
+    found = of_repository.exists() and not Path(path).exists()
+    return of_repository if found else Path(path)
 
 
 def load_checkpoint(path, script=None, flag="--ckpt"):

@@ -103,6 +103,11 @@ def own_rows(n):
     return slice(first, first + share)
 
 
+def dealt_rows():
+    """The rows of this process if those of a batch are dealt out in turn: a share of each half."""
+    return slice(rank(), None, processes()) if processes() > 1 else slice(None)
+
+
 def mean_over_processes(value):
     if processes() == 1:
         return value

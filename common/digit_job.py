@@ -8,11 +8,11 @@ from common.datasets import load, present
 from common.digit_classifier import SURE, load_classifier
 from common.figures import house_style, new_figure, save_figure
 from common.files import write_npz
+from common.latents import ACTIVE
 from common.pictures import grid_image
 
 import torch
 
-ACTIVE = 0.05  # nats: a latent with more tells the decoder something
 SHOWN = 32  # digits in a block of a picture: 8 rows of 4
 CURVES = (  # of loss.png
     ("squared error per pixel: in training, of test digits", "mse_per_pixel", "held_out_mse"),

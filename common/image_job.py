@@ -98,10 +98,13 @@ class Published:
         per_image = 1000 * drawn.seconds / config.n
         numbers = {"n": config.n, "seconds": drawn.seconds, "ms_per_image": per_image}
         lines = []
-        for name in found.keys() & floor.keys():
-            numbers |= {name: found[name], f"{name}_floor": floor[name]}
-            values = f"{found[name]:.3g}   real against real {floor[name]:.3g}"
-            lines.append(f"{MEANING[name]} {values} (n = {config.n})")
+        for name, value in found.items():
+            numbers[name] = value
+            line = f"{MEANING[name]} {value:.3g}"
+            if name in floor:
+                numbers[f"{name}_floor"] = floor[name]
+                line += f"   real against real {floor[name]:.3g}"
+            lines.append(f"{line}   (n = {config.n})")
 
         if config.fid:
             everything = signed(self.x_u8)
@@ -125,7 +128,7 @@ class Digits(Published):
 SOURCES = {"crystals": Crystals, "mnist": Digits, "cifar10": Published}
 MEANING = {
     "mmd2_pixels": "MMD^2 of pixels",
-    "frechet": "Frechet distance, in a classifier's features, to 10,000 test digits,",
+    "frechet": "Frechet distance to 10,000 test digits in a classifier's features",
 }
 
 

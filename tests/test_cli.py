@@ -26,6 +26,11 @@ def test_flags_that_were_typed_are_told_from_defaults():
     assert cli.typed(toy.Config, []) == {}
 
 
+def test_without_words_of_its_own_a_script_takes_those_of_the_program(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["toy.py", "--n", "7"])
+    assert cli.typed(toy.Config) == {"n": 7}
+
+
 def test_underscores_are_dashes_in_names_but_not_in_values():
     words = ["--train_steps", "7", "--batch_size=3", "--out=my_run", "--ckpt", "a_b"]
     expected = dict(train_steps=7, batch_size=3, out="my_run", ckpt="a_b")

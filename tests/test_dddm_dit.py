@@ -241,11 +241,16 @@ def test_settings_that_cannot_be(bad, script, flags, words):
 @pytest.mark.parametrize("flags, words", [
     (["--width", 100, "--heads", 3], "not divisible by --heads 3"), (["--patch", 7], "--patch 7"),
     (["--img-size", 60], "--patch 8"), (["--kind", 4], "0 to 3"), (["--theta", 2], "--theta"),
-    (["--steps", 1, "--churn", 0.5], "--churn has no effect"), (["--data-dir", "x"], "--data-dir has no effect"),
+    (["--data-dir", "x"], "--data-dir has no effect"),
     (["--data", "mnist", "--theta", 0.1], "--theta has no effect"), (["--fid"], "cifar10"),
     (["--data", "mnist", "--img-size", 32], "--img-size has no effect"), (["--data", "cifar10", "--kind", 10], "9")])
 def test_images_that_cannot_be(bad, flags, words):
     assert words in bad("--train", *flags)
+
+
+def test_a_single_step_has_no_churn(bad):
+    shipped = ROOT / "assets" / "checkpoints" / "dddm_dit_crystals.pt"
+    assert "--churn has no effect" in bad("--ckpt", shipped, "--steps", 1, "--churn", 0.5)
 
 
 @pytest.mark.parametrize("script", [dddm, dddm_dit])

@@ -50,7 +50,7 @@ def fresh(tmp_path):
 
 def test_the_sweep_has_one_noise_for_all_angles(fresh, tmp_path):
     """With v = 0 all frames are then equal, and a GIF merges those."""
-    gallery.main(["sweep", "--ckpt", str(fresh), "--out", str(tmp_path)])
+    gallery.sweep(tmp_path, fresh, frames=6)
     with Image.open(tmp_path / "theta_sweep.gif") as movie:
         assert movie.size == (4 * 34 * 3, 34 * 3) and movie.n_frames == 1
 

@@ -335,7 +335,7 @@ def test_the_table_of_latents_has_the_most_active_first_and_each_factor_in_its_p
     assert table["type"] == pytest.approx([0, 1, 0, 0], abs=0.02)
     assert table["angle"] == pytest.approx([0, 0, 1, 0], abs=0.02)
     words = latents.describe_table(table).splitlines()
-    assert words[0].split() == "latent KL/nats R2 type R2 angle R2 aspect".split()
+    assert words[0].split() == ["latent", "KL/nats", "R2", "type", "R2", "angle", "R2", "aspect"]
     assert words[1].split() == ["1", "3.00", "0.00", "0.00", "1.00"]
 
 

@@ -6,7 +6,7 @@ import signal
 
 import data
 import vp_sde
-from common import pictures, runs
+from common import metrics, pictures, runs
 from common.checkpoints import load_checkpoint, ship
 from conftest import arrays, same, state
 from conftest import run as run_main
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 SAMPLES = {"config.json", "metrics.json", "reverse_diffusion.gif", "samples.npz", "samples.png"}
-TINY = ["--train", "--img-size=16", "--batch-size=2", "--train-steps=6", "--save-every=3", "--steps=3", "--n=5"]
+TINY = ["--train", "--img-size=16", "--batch-size=2", "--train-steps=6", "--save-every=6", "--steps=3", "--n=5"]
 
 
 def run(*words):
@@ -60,6 +60,14 @@ def numbers_only(monkeypatch, no_pictures):
     monkeypatch.setattr(vp_sde, "score_errors", lambda *args, **settings: {"bins": {}})
 
 
+@pytest.fixture
+def samples_only(monkeypatch, numbers_only):
+    """Not even numbers."""
+    monkeypatch.setattr(metrics, "crystal_report", lambda *args, **settings: ({}, None, None))
+    monkeypatch.setattr(metrics, "describe", lambda numbers: "")
+    monkeypatch.setattr(pictures, "crystal_page", lambda *args: None)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of a tiny training that was never stopped.  Not to be written into."""
@@ -79,7 +87,7 @@ def test_a_training_leaves_its_checkpoint_its_curves_and_samples(trained):
     assert arrays(trained)["x"].shape == (5, 1, 16, 16)
 
 
-def test_stopped_and_resumed_equals_never_stopped(trained, tmp_path, numbers_only, monkeypatch, capsys):
+def test_stopped_and_resumed_equals_never_stopped(trained, tmp_path, samples_only, monkeypatch, capsys):
     plain_loss = vp_sde.v_loss
     calls = []
 
@@ -97,7 +105,7 @@ def test_stopped_and_resumed_equals_never_stopped(trained, tmp_path, numbers_onl
     assert same(arrays(tmp_path), arrays(trained))
 
 
-def test_use_ema_0_samples_with_the_weights_of_the_last_step(trained, tmp_path, numbers_only):
+def test_use_ema_0_samples_with_the_weights_of_the_last_step(trained, tmp_path, samples_only):
     after = sampled(tmp_path / "a", *TINY, "--use-ema", 0)
     later = sampled(tmp_path / "b", "--ckpt", trained, "--steps", 3, "--n", 5, "--use-ema", 0)
     assert same(after, later) and not same(after, arrays(trained))
@@ -111,7 +119,7 @@ def test_other_modes_train_and_sample(tmp_path, numbers_only, mode, cfg, compare
         assert not arrays(tmp_path)["theta"].any()  # simple crystals are not turned
 
 
-def test_epochs_are_passes_over_the_file(tmp_path, numbers_only):
+def test_epochs_are_passes_over_the_file(tmp_path, samples_only):
     data.build(8, tmp_path / "built.pt", n_types=1, img_size=16)
     words = [word for word in TINY if "--train-steps" not in word]
     words += ["--n-types", 1, "--data-path", tmp_path / "built.pt", "--epochs", 1]
@@ -122,33 +130,23 @@ def test_epochs_are_passes_over_the_file(tmp_path, numbers_only):
 # ------------------------------------------------------------------------------------------------- sampling
 
 
-@pytest.fixture
-def usual(trained):
-    return ["--ckpt", trained, "--steps", 4, "--n", 4]
+FLAGS = [
+    "--seed 1", "--steps 5", "--grid uniform", "--grid quadratic", "--t-end 0.1", "--sampler ode", "--sampler dpmpp",
+    "--kind 2", "--theta 0.5", "--use-ema 0", "--cfg 0", "--cfg 1",
+]  # fmt: skip
 
 
-@pytest.fixture
-def first(usual, tmp_path, numbers_only):
-    return sampled(tmp_path / "first", *usual)
-
-
-def test_the_same_command_gives_the_same_bits(usual, first, tmp_path):
+def test_the_same_command_gives_the_same_bits_and_every_flag_has_an_effect(trained, tmp_path, samples_only):
+    usual = ["--ckpt", trained, "--steps", 4, "--n", 4]
+    first = sampled(tmp_path, *usual)
     assert first["x"].shape == (4, 1, 16, 16) and first["x"].dtype == np.float32
     assert first["kind"].dtype == np.int64 and first["theta"].dtype == np.float32
     assert first["x"].min() >= 0 and first["x"].max() <= 1
-    assert same(first, sampled(tmp_path / "again", *usual))
 
-
-@pytest.mark.parametrize("words", [
-    "--seed 1", "--steps 5", "--grid uniform", "--grid quadratic", "--t-end 0.1", "--sampler ode",
-    "--sampler dpmpp", "--kind 2", "--theta 0.5", "--use-ema 0", "--cfg 0", "--cfg 1",
-])  # fmt: skip
-def test_every_flag_has_an_effect(usual, first, tmp_path, words):
-    assert not np.array_equal(first["x"], sampled(tmp_path / "other", *usual, *words.split())["x"])
-
-
-def test_the_numbers_of_a_sample_do_not_depend_on_its_batch(usual, first, tmp_path):
-    few = sampled(tmp_path / "few", *usual, "--n", 3, "--sample-batch", 1)
+    assert same(first, sampled(tmp_path, *usual))
+    for words in FLAGS:
+        assert not np.array_equal(first["x"], sampled(tmp_path, *usual, *words.split())["x"]), words
+    few = sampled(tmp_path, *usual, "--n", 3, "--sample-batch", 1)
     np.testing.assert_allclose(few["x"], first["x"][:3], atol=1e-3)
     assert np.array_equal(few["kind"], first["kind"][:3])
 
@@ -205,7 +203,7 @@ def test_the_files_of_a_command_and_its_film(tmp_path, capsys, monkeypatch):
     assert 20 <= len(delays) <= 40 and set(delays[:-1]) == {80} and delays[-1] == 1500
 
 
-def test_samples_say_how_their_network_was_trained(trained, tmp_path, numbers_only):
+def test_samples_say_how_their_network_was_trained(trained, tmp_path, samples_only):
     sampled(tmp_path, "--ckpt", trained, "--steps", 2, "--n", 2)
     config = read(tmp_path / "config.json")
     network = config["network"]
@@ -215,7 +213,7 @@ def test_samples_say_how_their_network_was_trained(trained, tmp_path, numbers_on
     assert network["seconds"] > 0 and "cpu" in network["machine"]
 
 
-def test_without_out_samples_go_below_their_run(trained, tmp_path, numbers_only, monkeypatch):
+def test_without_out_samples_go_below_their_run(trained, tmp_path, samples_only, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
     for ckpt in (trained, trained / "last.pt"):
@@ -258,7 +256,7 @@ def test_two_commands_never_share_a_folder(trained, tmp_path):
     assert len(set(folders)) == len(commands)
 
 
-def test_sampling_again_replaces_its_own_files_only(trained, tmp_path, numbers_only):
+def test_sampling_again_replaces_its_own_files_only(trained, tmp_path, samples_only):
     sampled(tmp_path, "--ckpt", trained, "--steps", 2, "--n", 2)
     names = set(os.listdir(tmp_path))
     (tmp_path / "notes.txt").write_text("mine")
@@ -270,7 +268,7 @@ def test_sampling_again_replaces_its_own_files_only(trained, tmp_path, numbers_o
     assert set(os.listdir(tmp_path)) == names | {"notes.txt", "linked.npz"}
 
 
-def test_a_config_repeats_its_run(trained, tmp_path, numbers_only):
+def test_a_config_repeats_its_run(trained, tmp_path, samples_only):
     first = sampled(tmp_path / "a", "--ckpt", trained, "--steps", 2, "--n", 3, "--cfg", 0.5, "--seed", 7)
     config = tmp_path / "a" / "config.json"
     assert same(first, sampled(tmp_path / "b", "--config", config, "--ckpt", trained))
@@ -334,7 +332,7 @@ def test_a_training_keeps_its_folder_and_its_settings(trained, mistake):
     assert before == {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
 
 
-def test_a_longer_run_goes_on_from_a_finished_one(trained, tmp_path, numbers_only):
+def test_a_longer_run_goes_on_from_a_finished_one(trained, tmp_path, samples_only):
     for name in ("last.pt", "log.jsonl"):
         (tmp_path / name).write_bytes((trained / name).read_bytes())
     assert run("--resume", "--out", tmp_path, "--train-steps", 8, "--save-every", 5) == 0

@@ -9,6 +9,7 @@ from common import loop, runs
 from common.blocks import expand_like
 from common.checkpoints import load_checkpoint
 from common.crystal_job import TrainingCrystals
+from common.evaluation import score_errors
 from common.exact_denoiser import ExactModel
 from common.seeds import generator
 from conftest import same
@@ -38,7 +39,7 @@ def weights_only(monkeypatch, no_samples):
 
 def config(**settings):
     """A tiny training on squares."""
-    tiny = dict(train=True, img_size=16, batch_size=2, train_steps=3, n_types=1)
+    tiny = dict(train=True, img_size=16, batch_size=2, train_steps=2, n_types=1)
     return vp_sde.Config(**(tiny | settings))
 
 
@@ -117,14 +118,28 @@ def test_a_little_training_learns_what_no_network_without_the_condition_can(tmp_
     assert error(condition.dropped()) > 0.5 * variance * (alpha / sigma) ** 2  # and cannot guess it
 
 
-def test_the_log_has_the_score_error_and_the_samples_are_drawn_at_every_save(tmp_path):
+def test_the_log_has_the_score_error_of_the_averaged_weights_on_held_out_crystals(tmp_path, no_samples):
+    settings = config(train_steps=4, save_every=2, seed=5)
+    ema = trained(tmp_path, settings)
+    first, last = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    assert (first["step"], last["step"]) == (2, 4) and len(first["bins"]) == 8
+
+    held_out = TrainingCrystals(run_of(settings), signed=True).batch(0, 64, held_out=True)
+    report = score_errors(Learned(ema, run_of(settings)), ExactModel(VP(), 16), *held_out, seed=5)
+    assert last["bins"] == report["bins"] and last["score_error"] == report["score_error"]
+
+
+def test_samples_of_a_training_are_ten_calls_with_the_condition_at_every_save(tmp_path, monkeypatch):
+    seen = []
+
+    def training_grid(trainer, draw, **settings):
+        assert draw is vp_sde.sample
+        seen.append((trainer.done, settings))
+
+    monkeypatch.setattr(vp_sde, "training_grid", training_grid)
     trained(tmp_path, config(train_steps=4, save_every=2))
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4]
-    for line in lines:
-        assert len(line["bins"]) == 8
-        assert line["score_error"] == pytest.approx(sum(line["bins"].values()) / 8)
-    assert (tmp_path / "training_samples.png").stat().st_size > 1000
+    ten_calls = dict(sampler="dpmpp", steps=10, grid="logsnr", t_end=0.005, cfg=1.0)
+    assert seen == [(2, ten_calls), (4, ten_calls)]
 
 
 KNOBS = [
