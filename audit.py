@@ -42,7 +42,7 @@ class Config:
     quick: bool = flag.run(False, "only the claims that need no checkpoint")
     only: str | None = flag.run(None, "one subject", choices=tuple(SUBJECTS))
     ckpt: list[str] | None = flag.run(
-        None, "runs or checkpoints, instead of those that ship", parse=cli.path, many=True
+        None, "runs or checkpoints, instead of those that ship", parse=cli.path, many="flag"
     )
     full: bool = flag.run(False, "with the claims that take minutes more")
     write: bool = flag.run(False, "put the tables into RESULTS.md as well")
@@ -70,15 +70,20 @@ def main(argv=None):
         parts = list(chosen(config))  # opens every network, before any work
         if not parts:
             raise ValueError("nothing to measure without a checkpoint: name one with --ckpt")
+
+        # What is wrong with the files is said now, not after the work.
+        tables = {}
         if config.write:
-            results.read(RESULTS)  # what is wrong with it is said now, not after the work
+            results.read(RESULTS)
+            if not (config.quick or config.only):
+                tables["networks/checkpoints"] = results.networks_table()
 
         claims = []
         rows = []
-        tables = {}
         several = len(config.ckpt or []) > 1  # then each gets a folder for its pictures
         with output_folder(config.out) as out:
             print(HEAD)
+
             for part in parts:
                 found = measure(part.checks)
                 claims += found
@@ -87,11 +92,10 @@ def main(argv=None):
                 if part.draw:
                     folder = out / cli.safe_name(part.name) if several else out
                     part.draw(folder)
+
             write_json(out / "claims.json", rows)
 
         if config.write:
-            if not (config.quick or config.only):
-                tables["networks/checkpoints"] = results.networks_table()
             results.update(RESULTS, SUBJECTS | {"networks": "The checkpoints that ship"}, tables)
         failed = len(failures(claims))
         print(f"{len(claims)} claims, of which {failed} fail; files in {out}")

@@ -8,8 +8,6 @@ Half a minute or so each on two cores.  Most are files that a script writes anyw
 """
 
 import importlib
-import itertools
-import sys
 import tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -160,11 +158,20 @@ OF_CRYSTALS = {"hero", "sweep", "strip", "audit"}  # these take another --ckpt
 class Config:
     script = "gallery"
 
+    figures: list | None = flag.run(None, "one or more of these, or all", many="words")
     out: str | None = flag.run(None, "output folder (default: assets/)", parse=cli.path)
     ckpt: str | None = flag.run(None, "of crystals (default: what ships)", parse=cli.path)
 
     def settle(self, typed):
         self.out = self.out or Path(__file__).parent / "assets"
+        self.figures = self.figures or []
+        for name in self.figures:
+            if name not in (*FIGURES, "all"):
+                raise ValueError(f"there is no figure {name!r}: one of {', '.join(FIGURES)}, all")
+        if "all" in self.figures:
+            self.figures = list(FIGURES)
+        if self.ckpt and not OF_CRYSTALS & {*self.figures}:
+            raise ValueError("--ckpt has no effect: it is for figures of crystals")
 
 
 def draw(name, out, ckpt):
@@ -177,21 +184,13 @@ def draw(name, out, ckpt):
 
 def main(argv=None):
     with cli.program(Config.script):
-        words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
-        names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
-        config = cli.parse(Config, words[len(names) :])
-        names = list(FIGURES) if "all" in names else names
-        for name in names:
-            if name not in FIGURES:
-                raise ValueError(f"there is no figure {name!r}: one of {', '.join(FIGURES)}, all")
-        if config.ckpt and not OF_CRYSTALS & {*names}:
-            raise ValueError("--ckpt has no effect: it is for figures of crystals")
-        if not names:
+        config = cli.parse(Config, argv)
+        if not config.figures:
             print("\n".join(f"{name:9}{what}" for name, what in FIGURES.items()))
             return
 
         with output_folder(config.out) as out:
-            for name in names:
+            for name in config.figures:
                 draw(name, out, config.ckpt or SHIPPED / "vp_sde.pt")
                 print(f"{name} in {out}")
 

@@ -79,7 +79,7 @@ def ordinary_diffusion(steps, tolerance=None):
     """It is to be at least ten times worse; at the better of its two churns."""
     ordinary = min(few_steps("mixture_mean", steps, churn) for churn in (0, 1))
     share = max(0, few_steps("mixture", steps, 1)) / ordinary
-    claim = f"dddm, mixture: MMD^2 at {steps} steps, as a share of ordinary diffusion's"
+    claim = f"dddm, mixture: MMD^2 at {steps} steps, share of ordinary diffusion's"
     return Claim(claim, 0, share, tolerance, n=POINTS, note=f"which is {ordinary:.1e}")
 
 

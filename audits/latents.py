@@ -120,7 +120,7 @@ def nearest_of_any(pair, prior):
 def few_against_many(pair):
     """Required: 20 steps at most a tenth worse than 400.  To be better is no fault."""
     ratio = prior_error(pair, "diffusion", 20) / prior_error(pair, "diffusion", 400)
-    claim = f"{pair.name}, diffusion prior: 20 DDIM steps over 400, where worse"
+    claim = f"{pair.name}, diffusion prior: 20 steps over 400, where worse"
     return Claim(claim, 1, max(ratio, 1), 0.1, n=108, note=f"the ratio is {ratio:.3f}")
 
 

@@ -36,7 +36,8 @@ class Claim(NamedTuple):
         """A row of the table."""
         tolerance = "" if self.tolerance is None else f"{self.tolerance:.2g}"
         numbers = f"{self.expected:10.4g}{self.measured:12.4g}{tolerance:>11}"
-        return f"{self.claim:66}{numbers}  {self.verdict}"
+        note = f"  ({self.note})" if self.note else ""
+        return f"{self.claim:66}{numbers}  {self.verdict}{note}"
 
     def as_dict(self):
         """For a JSON file, in which there is no NaN."""

@@ -44,11 +44,12 @@ LARGEST = 1e9  # of any number without an upper limit of its own
 # ------------------------------------------------------------------------------ the flags
 
 
-def any_flag(group, default, help, *, choices=None, parse=None, also=None, many=False, **limits):
+def any_flag(group, default, help, *, choices=None, parse=None, also=None, many=None, **limits):
     """A field of a config.
 
     limits: low and high (included), above and below (excluded).  parse: an argparse type of its
-    own.  also: a second spelling, such as "--n-samples".  many: takes one word or more, a list.
+    own.  also: a second spelling, such as "--n-samples".  many: a list; "flag" takes one word or
+    more behind the flag, "words" those that stand in front of all flags.
     """
     assert group in GROUPS and limits.keys() <= SIDES.keys()
     about = dict(help=help, group=group, choices=choices, parse=parse, also=also, many=many)
@@ -155,6 +156,10 @@ def make_parser(Config):
     groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
     for field in dataclasses.fields(Config):
         about = field.metadata
+        if about["many"] == "words":
+            group = groups[about["group"]]
+            group.add_argument(field.name, nargs="*", metavar=field.name, help=about["help"])
+            continue
         kind = (get_args(field.type) or [field.type])[0]  # int of int | None
         spellings = [spelt(field.name)] + ([about["also"]] if about["also"] else [])
         add = partial(groups[about["group"]].add_argument, *spellings, dest=field.name)

@@ -262,7 +262,10 @@ def understood(script, argv, monkeypatch):
 
     typed = cli.typed(Config, argv)
     fields = {field.name: field.metadata["parse"] for field in dataclasses.fields(Config)}
-    paths = [value for key, value in typed.items() if fields[key] is cli.path and key != "out"]
+    paths = []
+    for key, value in typed.items():
+        if fields[key] is cli.path and key != "out":
+            paths += value if isinstance(value, list) else [value]
     if typed.get("resume") or typed.get("epochs") or not all((ROOT / path).exists() for path in paths):
         return
     if "train" in cli.names(Config):
