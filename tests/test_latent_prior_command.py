@@ -21,7 +21,7 @@ import pytest
 import torch
 
 VAE = ["--train", "--train-steps", "2", "--batch-size", "4", "--img-size", "16", "--z-dim", "8", "--uncond", "--n", "1"]
-TRAIN = ["--train", "--train-steps", "6", "--batch-size", "16", "--n-latents", "60", "--width", "32", "--T", "40", "--save-every", "2", "--lr", "0.1"]
+TRAIN = "--train --train-steps 6 --batch-size 16 --n-latents 60 --width 32 --T 40 --save-every 2 --lr 0.1".split()
 DRAW = ["--steps", "8", "--n", "4"]
 TINY = [*TRAIN, *DRAW]
 SAMPLES = {"comparison.png", "config.json", "metrics.json", "reverse_diffusion.gif", "samples.npz", "samples.png"}
@@ -175,7 +175,8 @@ def test_a_stopped_training_resumes_bit_for_bit(here, of_vae, trained, monkeypat
     assert run("--resume", "--out", "half") == 0
     assert same(state("half"), state(trained))
     assert same(arrays(here / "half"), arrays(trained))
-    bins = [json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["bins"] for folder in (trained, here / "half")]
+    logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (trained, here / "half")]
+    bins = [json.loads(lines[-1])["bins"] for lines in logs]
     assert bins[0] == bins[1] and len(bins[0]) == 8
 
 

@@ -82,7 +82,7 @@ def critic():
     return seeded(vae_gan.Critic, 0)
 
 
-# ------------------------------------------------------------------------------------------------ the critic
+# ------------------------------------------------------------ the critic
 
 
 def test_the_critic_has_a_logit_for_every_overlapping_patch():
@@ -105,7 +105,7 @@ def test_the_layers_of_the_critic_have_spectral_norm_one():
         assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.02)
 
 
-# ------------------------------------------------------------------------------------------------ the perceptual distance
+# ------------------------------------------------------------ the perceptual distance
 
 
 def blurred(x, times):
@@ -147,7 +147,7 @@ def test_the_perceptual_gradient_reaches_the_decoder_and_not_the_classifier():
     assert all(p.grad is None for p in classifier.parameters())
 
 
-# ------------------------------------------------------------------------------------------------ the adversary's losses
+# ------------------------------------------------------------ the adversary's losses
 
 
 def test_the_losses_of_the_game_by_hand():
@@ -190,7 +190,7 @@ def test_the_pull_adds_the_weighted_gradient_of_the_adversary_to_the_decoder_alo
         torch.testing.assert_close(p.grad, before[name] + added)
 
 
-# ------------------------------------------------------------------------------------------------ who is updated by what
+# ------------------------------------------------------------ who is updated by what
 
 
 def test_the_schemes_share_initial_weights():
@@ -244,7 +244,7 @@ def test_the_critic_sees_reconstructions_samples_of_the_prior_and_a_batch_of_rea
     assert torch.equal(real, x)
 
 
-# ------------------------------------------------------------------------------------------------ stopped, shared
+# ------------------------------------------------------------ stopped, shared
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -290,7 +290,7 @@ def test_free_bits_are_refused_where_a_process_sees_half_a_batch(mnist_folder, t
     assert statuses == [2, 2] and "--free-bits" in said[0] and "one process" in said[0]
 
 
-# ------------------------------------------------------------------------------------------------ samples
+# ------------------------------------------------------------ samples
 
 
 def test_sample_i_depends_on_seed_and_i():

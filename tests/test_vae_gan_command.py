@@ -59,7 +59,7 @@ def offline(monkeypatch):
     monkeypatch.setitem(DATASETS, "mnist", mnist)
 
 
-# ------------------------------------------------------------------------------------------------ two networks
+# ------------------------------------------------------------ two networks
 
 
 def test_compare_is_one_table_and_one_picture(folder, mnist_folder, here, capsys):
@@ -105,7 +105,7 @@ def DATA(folder):
     return load_checkpoint(folder / "simple")["config"]["data_dir"]
 
 
-# ------------------------------------------------------------------------------------------------ a setting without effect
+# ------------------------------------------------------------ a setting without effect
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_what_a_config_holds_is_passed_over(folder, here):
     assert json.loads((here / "a" / "config.json").read_text())["label"] is None
 
 
-# ------------------------------------------------------------------------------------------------ which network
+# ------------------------------------------------------------ which network
 
 
 def test_the_flags_choose_what_ships():
@@ -165,7 +165,7 @@ def test_a_flag_that_contradicts_a_network_is_refused(folder, here, mistake):
     assert "no --cond network ships: train one with --train" in line
 
 
-# ------------------------------------------------------------------------------------------------ data
+# ------------------------------------------------------------ data
 
 
 def test_a_folder_without_the_files_in_it_is_no_data(folder, here, offline, mistake):
@@ -211,7 +211,7 @@ def test_damaged_data_are_one_line(mnist_folder, here, mistake):
         assert says in mistake(vae_gan.main, *TINY, "--data-dir", "bad", "--out", "out")
 
 
-# ------------------------------------------------------------------------------------------------ mistakes and edges
+# ------------------------------------------------------------ mistakes and edges
 
 
 def test_a_wrong_classifier_is_refused_before_the_work(folder, mnist_folder, here, mistake):
@@ -236,7 +236,7 @@ def test_a_single_sample_has_the_numbers_of_one(here):
         assert "frechet\"" not in text and "NaN" not in text and "share_sure" in text
 
 
-# ------------------------------------------------------------------------------------------------ the map
+# ------------------------------------------------------------ the map
 
 
 def test_two_latents_span_a_plane_of_quantiles():
@@ -264,7 +264,7 @@ def test_the_map_that_ships_shows_digits(here):
     assert numbers(here / "map")["simple"]["share_sure"] > 0.4
 
 
-# ------------------------------------------------------------------------------------------------ what ships
+# ------------------------------------------------------------ what ships
 
 
 def test_presets_say_what_the_defaults_are():

@@ -136,20 +136,21 @@ class World:
         return name in self.configs and key in cli.names(self.configs[name])
 
     def small(self, name, train, but=()):
-        """Words that keep a run small; a training has some of its own."""
+        """Words that keep a run small; train: also those of a training, but for some."""
         if name not in self.configs:
             return []
-        of_training = cli.names(self.configs[name], "training")
+        keys = set(cli.names(self.configs[name]))
+        keys -= set(but) if train else set(cli.names(self.configs[name], "training"))
         words = []
         for key, value in SMALL.items():
-            if self.has(name, key) and key not in but and (train or key not in {*of_training, "save_every"}):
+            if key in keys:
                 words += [cli.spelt(key), value]
         return words
 
-    def valid(self, label, train=False):
+    def valid(self, label, train=False, but=()):
         """A small command line of a run (or of a script) that works; of a run it samples, unless train."""
         name, flags, of_training = RUNS.get(label, (label, "", ""))
-        words = self.small(name, train) + [word.format(inputs=self.inputs, real=self.real) for word in flags.split()]
+        words = self.small(name, train, but) + [word.format(inputs=self.inputs, real=self.real) for word in flags.split()]
         if train:
             return ["--train", *words, *of_training.format(inputs=self.inputs).split()]
         return words + (["--ckpt", str(self.inputs / label)] if label in RUNS else [])
@@ -158,8 +159,10 @@ class World:
         """Undo what a command did to the inputs: it may have been told to write there."""
         for path in sorted(self.inputs.rglob("*"), reverse=True):  # what is in a folder before the folder
             kept = self.kept / path.relative_to(self.inputs)
-            if not kept.exists() or kept.is_dir() != path.is_dir() or path.is_symlink():
-                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+            if kept.exists() and kept.is_dir() == path.is_dir():
+                continue
+            remove = path.rmdir if path.is_dir() else path.unlink
+            remove()
         for kept in sorted(self.kept.rglob("*")):
             path = self.inputs / kept.relative_to(self.kept)
             if kept.is_dir():
