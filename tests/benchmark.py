@@ -67,8 +67,9 @@ def growth(repeats, steps=10):
     With fresh weights, which cost what trained ones cost and exist for every image size.  The last column is the
     exponent p of cost ~ size^p from one line to the next, without what a job with nothing to draw takes.
     """
-    import training
     import vp_sde
+
+    import training
 
     with tempfile.TemporaryDirectory() as folder:
         for size in (16, 32, 64, 128, 256):
@@ -124,14 +125,14 @@ def main(argv=None):
     if args.growth:
         return growth(args.repeats)
 
-    import torch
-
     import data
     import dddm
+    import vp_sde
+
     import metrics
     import pictures
+    import torch
     import training
-    import vp_sde
 
     ckpt = Path(args.ckpt).resolve() if args.ckpt else ROOT / "assets" / "checkpoints" / "vp_sde.pt"
     checkpoint = training.load_checkpoint(ckpt, "vp_sde")

@@ -16,10 +16,9 @@ import time
 import traceback
 from pathlib import Path
 
+import torch
 from fuzz_inputs import case
 from fuzz_world import World, call
-
-import torch
 
 LIMIT = 60  # seconds that one input may take: none needs more than a few
 MEMORY = 6 * 2**30  # bytes that one input may ask for

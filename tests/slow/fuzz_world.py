@@ -150,7 +150,8 @@ class World:
     def valid(self, label, train=False, but=()):
         """A small command line of a run (or of a script) that works; of a run it samples, unless train."""
         name, flags, of_training = RUNS.get(label, (label, "", ""))
-        words = self.small(name, train, but) + [word.format(inputs=self.inputs, real=self.real) for word in flags.split()]
+        told = [word.format(inputs=self.inputs, real=self.real) for word in flags.split()]
+        words = self.small(name, train, but) + told
         if train:
             return ["--train", *words, *of_training.format(inputs=self.inputs).split()]
         return words + (["--ckpt", str(self.inputs / label)] if label in RUNS else [])

@@ -17,10 +17,12 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-
-from fuzz_watch import answer, fuzz, prepare, watch
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # our own modules, when it runs as a script
+from fuzz_watch import answer, fuzz, prepare, watch  # noqa: E402
 
 
 @pytest.fixture(scope="module")
