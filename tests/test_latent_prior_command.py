@@ -21,7 +21,8 @@ import pytest
 import torch
 
 VAE = ["--train", "--train-steps", "2", "--batch-size", "4", "--img-size", "16", "--z-dim", "8", "--uncond", "--n", "1"]
-TRAIN = ["--train", "--train-steps", "6", "--batch-size", "16", "--n-latents", "60", "--width", "32", "--T", "40", "--save-every", "2", "--lr", "0.1"]
+TRAIN = ["--train", "--train-steps", "6", "--batch-size", "16", "--n-latents", "60", "--width", "32"]
+TRAIN += ["--T", "40", "--save-every", "2", "--lr", "0.1"]
 DRAW = ["--steps", "8", "--n", "4"]
 TINY = [*TRAIN, *DRAW]
 SAMPLES = {"comparison.png", "config.json", "metrics.json", "reverse_diffusion.gif", "samples.npz", "samples.png"}

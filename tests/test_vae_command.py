@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-TINY = ["--train", "--train-steps", "6", "--save-every", "2", "--batch-size", "4", "--img-size", "16", "--z-dim", "8", "--n", "5"]
+TINY = ["--train", "--train-steps", "6", "--save-every", "2", "--batch-size", "4"]
+TINY += ["--img-size", "16", "--z-dim", "8", "--n", "5"]
 PICTURES = {"reconstructions.png", "samples_mop.png", "samples_normal.png", "traversal.png"}
 SAMPLES = PICTURES | {"config.json", "metrics.json", "samples.npz"}
 
