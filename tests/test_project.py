@@ -29,7 +29,7 @@ GROUND = {
     *("numerics", "progress", "shapes"),
 }
 BELOW_COMMON = {"data", "make_gif"}  # of the lectures, all that common/ may import
-TORCH_FREE = ["reference_gmm_sde", "audits.reference"]
+TORCH_FREE = ["reference_gmm_sde", "audits.reference", "exercises.check"]
 HEAVY = {"matplotlib", "imageio", "pooch"}  # imported inside the functions that need them
 OPTIONAL = {"torchmetrics", "wandb"}  # imported only when their flag is given
 
@@ -145,12 +145,13 @@ def test_imports_point_down(name):
         assert below <= {f"common.{other}" for other in GROUND} and "torch" not in foreign(name)
     elif floor == "common":
         assert lectures <= BELOW_COMMON
-    elif floor == "audits":
+    elif floor in ("audits", "exercises"):
         assert lectures <= set(LECTURES[: LECTURES.index("audit")])
     elif name in LECTURES:
         assert lectures <= set(LECTURES[: LECTURES.index(name)])
         assert name in ("audit", "gallery") or not any(module.startswith("audits.") for module in below)
-    assert not any(module.startswith(("tests.", "web.", "exercises.")) for module in below)
+    above = ("tests.", "web.") if floor == "exercises" else ("tests.", "web.", "exercises.")
+    assert not any(module.startswith(above) for module in below)
 
 
 @pytest.mark.parametrize("name", TORCH_FREE)
