@@ -22,7 +22,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from common import cli
-from common.cli import run_flag
+from common.cli import flag
 from common.figures import house_style
 from common.files import write_whole
 from common.frames import read_frames
@@ -34,15 +34,15 @@ import numpy as np
 class Config:
     script = "make_gif"
 
-    frames: str | None = run_flag(
+    frames: str | None = flag.run(
         None, "folder that holds frame_0000.png, frame_0001.png, ...", parse=cli.path
     )
-    output: str | None = run_flag(
+    output: str | None = flag.run(
         None, "file to write (default: animation.gif or .html in that folder)", parse=cli.path
     )
-    html: bool = run_flag(False, "one page with play, pause and a slider, instead of a GIF")
-    duration: float = run_flag(0.08, "seconds per frame", low=0.01, high=60)
-    hold: float = run_flag(1.5, "seconds on the last frame of a GIF", low=0.01, high=60)
+    html: bool = flag.run(False, "one page with play, pause and a slider, instead of a GIF")
+    duration: float = flag.run(0.08, "seconds per frame", low=0.01, high=60)
+    hold: float = flag.run(1.5, "seconds on the last frame of a GIF", low=0.01, high=60)
 
     def settle(self, typed):
         """Fill in what depends on other flags; raise ValueError for flags that make no sense."""

@@ -65,12 +65,6 @@ class flag:
     run = partial(any_flag, "run")
 
 
-model_flag = flag.model
-training_flag = flag.training
-sampling_flag = flag.sampling
-run_flag = flag.run
-
-
 def names(Config, *groups):
     """The names of the flags in these groups, all if none is given."""
     fields = dataclasses.fields(Config)
@@ -124,11 +118,6 @@ def angle(text):
             f"must lie in [0, 1.0471] radians, or [0deg, 60deg], not at {text}"
         )
     return min(value, math.pi / 3)
-
-
-def outside(value, low, high):
-    """Whether a typed value is given and lies outside [low, high]."""
-    return value is not None and not low <= value <= high
 
 
 # ------------------------------------------------------------------------------ the parser
