@@ -47,8 +47,10 @@ def t_of_log_snr(schedule, log_snr):
 def film_steps(schedule, times, n=32):
     """Which steps a film shows: the first, n evenly spread in log-SNR, and the last x_0.
 
-    From a log-SNR of -5 on: before, all is noise.
+    From a log-SNR of -5 on: before, all is noise.  Of few steps it shows every one.
     """
+    if len(times) <= n + 1:
+        return set(range(len(times) + 1))
     log_snr = schedule.log_snr(torch.tensor(times, dtype=torch.float64))
     first = max(float(log_snr[0]), -5.0)
     wanted = torch.linspace(first, float(log_snr[-1]), n, dtype=torch.float64)

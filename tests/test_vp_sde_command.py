@@ -56,7 +56,7 @@ def numbers_only(monkeypatch, no_pictures):
     """Neither pictures nor an evaluation, where only weights and samples are of interest."""
     monkeypatch.setattr(pictures, "captioned_grid", lambda *args: None)
     monkeypatch.setattr(pictures, "crystal_film", lambda *args: None)
-    monkeypatch.setattr(vp_sde, "training_grid", lambda *args, **settings: None)
+    monkeypatch.setattr(vp_sde, "TrainingSamples", lambda *args, **settings: lambda trainer: None)
     monkeypatch.setattr(vp_sde, "score_errors", lambda *args, **settings: {"bins": {}})
 
 
@@ -82,7 +82,7 @@ def trained(tmp_path_factory):
 
 
 def test_a_training_leaves_its_checkpoint_its_curves_and_samples(trained):
-    training = {"last.pt", "log.jsonl", "loss.png", "training_samples.png"}
+    training = {"last.pt", "log.jsonl", "loss.png", "training_samples.png", "training.gif", "training_frames.npz"}
     assert {path.name for path in trained.iterdir()} == SAMPLES | training
     assert arrays(trained)["x"].shape == (5, 1, 16, 16)
 
