@@ -26,7 +26,7 @@ def draw_sheet(path, title, about, rows):
     """Write a PNG of rows of images, under a title and a few words about it."""
     columns = max(len(row.images) for row in rows)
     width = LEFT + columns * (SIDE + GAP) + 0.15
-    lines = textwrap.wrap(about, int(14 * (width - LEFT)))
+    lines = textwrap.wrap(about, int(13 * (width - LEFT)))
     tops = [0.55 + 0.18 * len(lines)]  # of each row, inches from the top of the figure
     for row in rows:
         room = HEADING if row.heading else CAPTION if row.captions else 0.0

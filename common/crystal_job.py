@@ -160,7 +160,7 @@ class TrainingSamples:
 
         self.add_frame(trainer, data.to_u8(x[FILMED, 0]))
         kind = condition.kind[FILMED].reshape(2, 4)
-        names = [data.KINDS[k] for k in kind[0]] if kind[0].equal(kind[1]) else []
+        names = [data.KINDS[k] for k in kind[0]] if kind[0].equal(kind[1]) else [""] * 4
         pictures.training_film(run.out / "training.gif", self.frames, names)
 
     def add_frame(self, trainer, x_u8):

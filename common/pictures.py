@@ -20,6 +20,8 @@ from data import unit
 from make_gif import pace, save_gif
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 # ------------------------------------------------------------------------------ pages of tiles
 
@@ -140,23 +142,33 @@ def grid_image(tiles, columns, zoom=1):
     return colours[level].repeat(zoom, 0).repeat(zoom, 1)
 
 
-def image_film(path, frames, words, names=(), columns=6, zoom=None, duration=None, hold=1.5):
+def image_film(path, frames, words, names=(), smooth=None, duration=None, hold=1.5):
     """A GIF of frames [N, 1, H, H] in [0, 1], of which it shows the first 36 images.
 
-    words: for each frame, below it.  names: of the columns, above them.  columns: at most.  zoom:
-    by default such that the film is about 400 pixels wide.
+    words: for each frame, below it.  names: of the columns, above them; without names there are at
+    most six.  smooth: enlarge so many times, by cubic interpolation; else pixels become squares,
+    such that the film is about 400 dots wide.
     """
     pictures = []
     for x, below in zip(frames, words, strict=True):
         tiles = np.asarray(x[:TILES, 0])
-        across = even_columns(len(tiles), columns)
-        dots = zoom or max(1, round(400 / across / (tiles.shape[2] + 2)))
-        picture = grid_image(tiles, across, dots)
+        across = len(names) or even_columns(len(tiles))
+        if smooth:
+            picture = grid_image(enlarged(tiles, smooth), across)
+        else:
+            picture = grid_image(tiles, across, max(1, round(400 / across / (tiles.shape[2] + 2))))
         bands = [picture, line_of_words(picture.shape[1], [below])]
         if names:
             bands.insert(0, line_of_words(picture.shape[1], names))
         pictures.append(np.concatenate(bands))
     save_gif(pictures, path, duration or pace(len(pictures)), hold)
+
+
+def enlarged(tiles, zoom):
+    """Tiles [N, H, W] so many times as large, by cubic interpolation, with a black margin."""
+    x = torch.as_tensor(tiles)[:, None]
+    x = F.interpolate(x, scale_factor=zoom, mode="bicubic")
+    return F.pad(x, (2, 2, 2, 2))[:, 0].numpy()
 
 
 @house_style()
@@ -177,12 +189,16 @@ def crystal_film(path, film, duration=None, **look):
 
 
 def training_film(path, frames, names):
-    """A GIF of frames {step: uint8 [8, H, H]} of a training, in four columns."""
+    """A GIF of frames {step: uint8 [8, H, H]} of a training, in four columns with these names."""
     words = [f"after {step:,} steps" for step in frames]
     x = [tiles[:, None] / 255 for tiles in frames.values()]
-    zoom = max(1, round(192 / x[0].shape[-1]))
     duration = max(pace(len(x)), 0.2)
-    image_film(path, x, words, names, columns=4, zoom=zoom, duration=duration, hold=2.5)
+    image_film(path, x, words, names, large(x[0]), duration, hold=2.5)
+
+
+def large(x):
+    """By how much images have to be enlarged to have 192 pixels a side or more."""
+    return -(-192 // x.shape[-1])
 
 
 def png(image) -> bytes:

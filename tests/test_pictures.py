@@ -147,8 +147,8 @@ def test_grid_image_has_32_colours_whose_ends_are_those_of_magma():
 def test_a_film_shows_the_images_of_a_sampler(tmp_path):
     g = torch.Generator().manual_seed(0)
     film = [(t, 2 * torch.rand(7, 1, 16, 16, generator=g) - 1, None) for t in (1.0, 0.5, 0.0)]
-    pictures.crystal_film(tmp_path / "film.gif", film, duration=0.3, zoom=2)
-    frames = [pictures.grid_image(unit(x)[:, 0].numpy(), 4, zoom=2) for _, x, _ in film]
+    pictures.crystal_film(tmp_path / "film.gif", film, duration=0.3)
+    frames = [pictures.grid_image(unit(x)[:, 0].numpy(), 4, zoom=6) for _, x, _ in film]
     with Image.open(tmp_path / "film.gif") as gif:
         shown = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(gif)]
         assert gif.info["duration"] >= 300
@@ -156,7 +156,7 @@ def test_a_film_shows_the_images_of_a_sampler(tmp_path):
     for frame, image in zip(frames, shown, strict=True):
         assert np.array_equal(image[: len(frame)], frame)
     words = [image[len(frames[0]) :] for image in shown]  # the time, below
-    assert words[0].shape == (24, 4 * 36, 3) and (words[0] != words[1]).any() and (words[0] < 100).any()
+    assert words[0].shape == (24, 4 * 108, 3) and (words[0] != words[1]).any() and (words[0] < 100).any()
 
 
 @pytest.mark.parametrize("n, shape", [(1, (405, 405)), (4, (105, 420)), (36, (396, 396)), (40, (396, 396))])
@@ -169,9 +169,9 @@ def test_a_film_is_as_wide_as_its_images_and_shows_at_most_36(tmp_path, n, shape
 
 def test_names_stand_above_the_columns(tmp_path):
     frames = [torch.zeros(4, 1, 64, 64), torch.ones(4, 1, 64, 64)]
-    pictures.image_film(tmp_path / "a.gif", frames, ["x", "y"], list("abcd"), columns=4, zoom=3)
+    pictures.image_film(tmp_path / "a.gif", frames, ["x", "y"], list("abcd"), smooth=3)
     image = iio.imread(tmp_path / "a.gif")[0]
-    assert image.shape == (24 + 198 + 24, 4 * 198, 3)
+    assert image.shape == (24 + 198 + 24, 4 * 198, 3)  # 192 dots, a margin of two and one of the grid
     for i in range(4):
         assert (image[:24, 198 * i + 89 : 198 * i + 109] < 100).any()
 
