@@ -151,10 +151,14 @@ def posterior_pairs(path, found):
     every second one gets a column.
     """
     shown = found[1::2]
-    everything = np.concatenate([np.vstack(clouds) for _, *clouds, _, _ in shown])
-    low, high = np.quantile(everything, [0.0005, 0.9995], axis=0) + [[-0.5], [0.5]]
-    height = 2.6 * (high[1] - low[1]) / (high[0] - low[0]) + 0.3
-    figure = new_figure(2.6 * len(shown), 2 * height + 0.4, layout="constrained")
+    draws = np.concatenate([np.vstack(pair) for _, _, *pair, _, _ in shown])
+    crosses = np.stack([x_t for _, x_t, *_ in shown])
+    low, high = np.quantile(draws, [0.0005, 0.9995], axis=0)
+    low = np.minimum(low, crosses.min(0)) - 0.4
+    high = np.maximum(high, crosses.max(0)) + 0.4
+
+    height = 2.5 * (high[1] - low[1]) / (high[0] - low[0]) + 0.3
+    figure = new_figure(2.6 * len(shown), 2 * height + 0.35, layout="constrained")
     axes = figure.subplots(2, len(shown), sharex=True, sharey=True, squeeze=False)
     for (above, below), (t, x_t, learned, exact, std, true_std) in zip(axes.T, shown, strict=True):
         draw_posterior(above, learned, x_t, BLUE, f"learned, t = {t:.2f}, std {std:.3f}")
