@@ -375,7 +375,8 @@ def report(samples, net, run):
     write_npz(run.out / "samples.npz", x=images["diffusion"], z=drawn.x, **labels)
     shown = condition.rows(slice(36))
     frames = [vae.decode(vae_net, of_vae, z, shown) for _, z in drawn.film]
-    image_film(run.out / "reverse_diffusion.gif", frames)
+    times = [f"t = {t}" for t, _ in drawn.film]
+    image_film(run.out / "reverse_diffusion.gif", frames, times)
 
     unconditional = ["diffusion"] if config.cfg == 0 else []
     measured, words = latents.compare_priors(

@@ -57,6 +57,11 @@ class Config:
 # ------------------------------------------------------------------------------ writing
 
 
+def pace(n) -> float:
+    """Seconds a frame that make n frames a film of about 3.3 s: few are not over in a blink."""
+    return min(max(3.3 / n, 0.08), 0.5)
+
+
 def save_gif(frames, path, duration=0.08, hold=1.5):
     """Write frames to path as a GIF that loops for ever, and return the path.
 

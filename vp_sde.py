@@ -28,7 +28,7 @@ import data
 from common import runs
 from common.blocks import Block, channels_last, expand_like, turned_coordinates, waves, zeroed
 from common.cli import flag
-from common.crystal_job import TrainingCrystals, conditions, report_crystals, training_grid
+from common.crystal_job import TrainingCrystals, TrainingSamples, conditions, report_crystals
 from common.devices import autocast
 from common.evaluation import score_errors
 from common.exact_denoiser import ExactModel
@@ -237,7 +237,7 @@ def train(net, run):
     held_out = crystals.batch(0, 64, held_out=True)
 
     ten_calls = dict(sampler="dpmpp", steps=10, grid="logsnr", t_end=0.005, cfg=1.0)
-    trainer = Trainer(net, run, on_save=[partial(training_grid, draw=sample, **ten_calls)])
+    trainer = Trainer(net, run, on_save=[TrainingSamples(sample, **ten_calls)])
     for step in trainer.steps():
         x0, condition = crystals.batch(step, n)  # x0 in [-1, 1]: (n, 1, H, H)
 

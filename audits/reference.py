@@ -244,6 +244,5 @@ def draw(folder):
     ax.set_xticks(work, work)
     ax.minorticks_off()
     ax.set_title("What a score evaluation buys, on the letter S", loc="left")
-    ax.grid(alpha=0.3, lw=0.5)
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid()
     save_figure(folder / "work_precision.png", figure)

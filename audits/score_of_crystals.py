@@ -7,8 +7,7 @@ import vp_sde
 from audits.pairs import in_bin
 from audits.samplers import TILES, drawn_crystals
 from common.claims import Claim
-from common.clouds import BLUE, GREEN, ORANGE
-from common.figures import house_style, new_figure, save_figure
+from common.figures import BLUE, GREEN, GREY, ORANGE, house_style, new_figure, save_figure
 from common.metrics import aspect_w1
 from common.nearest_crystal import RECTANGULAR, crystal_error
 
@@ -92,6 +91,7 @@ LINES = {  # in the picture: a colour, a mark, a name
     "ode": (ORANGE, "s", "probability flow, Heun"),
     "dpmpp": (GREEN, "^", "DPM-Solver++(2M)"),
 }
+NETWORK = "with the network; after too few steps x is noisier than t says, and it believes t"
 SCALE = {"a black image": 0.238, "shifted by 0.1 px": 0.014, "rounded to 8 bits": 0.001}
 
 
@@ -100,19 +100,17 @@ def draw(pair, folder):
     """crystals_error.png: error against calls, of the network and of the exact denoiser."""
     figure = new_figure(8, 6.4, layout="constrained")
     top, low = figure.subplots(2, 1, height_ratios=(3, 1))
-    draw_errors(top, pair, "learned", "-", "with the network", (6e-4, 1.2))
+    draw_errors(top, pair, "learned", "-", NETWORK, (6e-4, 1.2))
     draw_errors(low, pair, "exact", "--", "with the exact denoiser", (1e-9, 1e-5))
 
-    grey = dict(fontsize=8, color="0.4")
+    grey = dict(fontsize=8, color=GREY)
     for words, level in SCALE.items():
         top.axhline(level, color="0.5", lw=0.8, ls=":", zorder=0)
         top.annotate(words, (340, level), (0, 3), textcoords="offset points", ha="right", **grey)
-    why = "too few steps: the state is noisier than t says,\nand the network believes t"
-    top.text(11, 0.13, why, **grey)
     low.text(340, 1e-6, "float32 rounding, at any number of steps", ha="right", **grey)
 
     low.set_xlabel("network calls per sample")
-    top.legend(frameon=False, fontsize=9, loc="upper center")
+    figure.legend(*top.get_legend_handles_labels(), ncols=3, loc="outside lower center")
     title = "Same samplers, same noise: what is wrong with a crystal is the network's doing"
     figure.suptitle(title, weight="bold")
     save_figure(folder / "crystals_error.png", figure)
@@ -125,8 +123,7 @@ def draw_errors(ax, pair, which, line, title, limits):
         ax.loglog(calls, errors, line + mark, color=colour, ms=6, alpha=0.85, label=name)
     ax.set(xlim=(4.5, 350), ylim=limits, ylabel="crystal error")
     ax.set_title(title, loc="left", fontsize=11)
-    ax.grid(alpha=0.3, lw=0.5)
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid()
     ax.minorticks_off()
     ticks = CALLS["sde"]
     ax.set_xticks(ticks, [str(n) for n in ticks])

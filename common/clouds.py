@@ -3,17 +3,26 @@
 A mixture is passed in as an object, a GaussianMixture of reference_gmm_sde.py.
 """
 
-from common.figures import house_style, new_figure, save_figure
+from common.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    house_style,
+    new_figure,
+    page_of_pixels,
+    pixels,
+    save_figure,
+)
 from common.files import write_whole
 from common.progress import progress
-from make_gif import save_gif
+from make_gif import pace, save_gif
 
 import numpy as np
 
-BLUE = "#1f4e79"
-ORANGE = "#e08214"
-GREEN = "#2a9d6f"
-RED = "#b2182b"
+NOISE = 3.3  # standard deviations of the noise at t = 1 that a film shows
+BAND = 24  # pixels above and below the points, for words
 
 
 def density_on(mixture, x_axis, y_axis, t=0.0):
@@ -33,34 +42,45 @@ def density_on(mixture, x_axis, y_axis, t=0.0):
 
 
 def cloud_frames(snapshots, mixture, label):
-    """Yield one image, uint8 [528, 480, 3], per snapshot (t, x [N, 2]).
+    """Yield one image, uint8 [H, W, 3], per snapshot (t, x [N, 2]).
 
     It shows the cloud and the contours of p_t that it should fill; above them the label, below the
-    time and the standard deviation of the noise.
+    time and the standard deviation of the noise.  The longer side of the plane has 480 pixels.  The
+    view moves along with the middle of p_t, so that no half of it is ever empty; where it does
+    move, a small cross marks the origin.
     """
-    spread = np.sqrt(mixture.eigenvalues.max())
-    half = max(4, np.abs(mixture.means).max() + 4 * spread)  # noise and data both fit
-    axis = np.linspace(-half, half, 121)
+    reach = 4 * np.sqrt(mixture.eigenvalues.max())
+    ends = np.stack([mixture.means.min(0) - reach, mixture.means.max(0) + reach])
+    middle = ends.mean(0)
+    half = np.maximum(ends[1] - middle, NOISE)  # noise and data both fit, and no more
+    x_axis, y_axis = (np.linspace(-h, h, 121) for h in half)
+    width, height = (480 * half / half.max()).round().astype(int)
+    page = height + 2 * BAND
 
     with house_style():
-        figure = new_figure(4.8, 5.28)
-        ax = figure.add_axes((0, 24 / 528, 1, 480 / 528), xlim=(-half, half), ylim=(-half, half))
+        figure = page_of_pixels(width, page)
+        place = (0, BAND / page, 1, height / page)
+        ax = figure.add_axes(place)
         ax.axis("off")
+        if np.abs(middle).max() > 0.1:
+            ax.plot(0, 0, "+", color="0.7", ms=7, zorder=0)
         look = dict(ms=2.2, mew=0, alpha=0.45, color=BLUE, zorder=3)
         (points,) = ax.plot([], [], "o", **look)
-        words = dict(fontsize=11, color="0.25", family="monospace", va="center")
-        figure.text(0.04, 516 / 528, label, **words)
-        clock = figure.text(0.04, 12 / 528, "", **words)
+        words = dict(fontsize=11, family="monospace", va="center")
+        figure.text(0.04, 1 - BAND / 2 / page, label, **words)
+        clock = figure.text(0.04, BAND / 2 / page, "", **words)
 
     for t, x in snapshots:
-        density, levels = density_on(mixture, axis, axis, t)
-        noise = mixture.schedule.alpha_sigma(t)[1]
+        alpha, noise = mixture.schedule.alpha_sigma(t)
+        x_0, y_0 = alpha * middle
+        density, levels = density_on(mixture, x_0 + x_axis, y_0 + y_axis, t)
         with house_style():
-            lines = ax.contour(axis, axis, density, levels, colors=ORANGE, linewidths=[1.0, 1.5])
+            look = dict(colors=ORANGE, linewidths=[1.0, 1.5])
+            lines = ax.contour(x_0 + x_axis, y_0 + y_axis, density, levels, **look)
+            ax.set(xlim=x_0 + x_axis[[0, -1]], ylim=y_0 + y_axis[[0, -1]])
             points.set_data(*x.T)
             clock.set_text(f"t = {t:.3f}   noise = {noise:.3f}")
-            figure.canvas.draw()
-            image = np.array(figure.canvas.buffer_rgba())[..., :3]
+            image = pixels(figure)
             lines.remove()
         yield image
 
@@ -81,7 +101,7 @@ def write_film(folder, snapshots, mixture, label, most=41):
         write_whole(folder / f"frame_{i:04d}.png", png)
         if i in shown:
             movie.append(image)
-    return save_gif(movie, folder / "reverse_diffusion.gif")
+    return save_gif(movie, folder / "reverse_diffusion.gif", pace(len(movie)))
 
 
 def save_film(folder, snapshots, mixture, label):
@@ -90,7 +110,7 @@ def save_film(folder, snapshots, mixture, label):
 
     frames = cloud_frames(snapshots, mixture, label)
     images = list(progress(frames, "frames", len(snapshots)))
-    save_gif(images, folder / "reverse_diffusion.gif")
+    save_gif(images, folder / "reverse_diffusion.gif", pace(len(images)))
     write_whole(folder / "samples.png", iio.imwrite("<bytes>", images[-1], extension=".png"))
 
 
@@ -115,10 +135,11 @@ def cloud_row(path, columns, mixture):
         ax.contour(x_axis, y_axis, density, levels, colors=ORANGE, linewidths=1)
         ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         ax.set(xticks=[], yticks=[], aspect="equal")
+        ax.spines[:].set(visible=True, color="0.8")
         ax.set_title(title, fontsize=9)
 
     words = "rings: they hold 50 and 95 % of the true points"
-    figure.supxlabel(words, fontsize=8, color=ORANGE)
+    figure.supxlabel(words, fontsize=9, color=ORANGE)
     save_figure(path, figure)
 
 
@@ -130,13 +151,21 @@ def posterior_pairs(path, found):
     every second one gets a column.
     """
     shown = found[1::2]
-    figure = new_figure(2.6 * len(shown), 3.7, layout="constrained")
+    draws = np.concatenate([np.vstack(pair) for _, _, *pair, _, _ in shown])
+    crosses = np.stack([x_t for _, x_t, *_ in shown])
+    low, high = np.quantile(draws, [0.0005, 0.9995], axis=0)
+    low = np.minimum(low, crosses.min(0)) - 0.4
+    high = np.maximum(high, crosses.max(0)) + 0.4
+
+    height = 2.5 * (high[1] - low[1]) / (high[0] - low[0]) + 0.3
+    figure = new_figure(2.6 * len(shown), 2 * height + 0.35, layout="constrained")
     axes = figure.subplots(2, len(shown), sharex=True, sharey=True, squeeze=False)
     for (above, below), (t, x_t, learned, exact, std, true_std) in zip(axes.T, shown, strict=True):
         draw_posterior(above, learned, x_t, BLUE, f"learned, t = {t:.2f}, std {std:.3f}")
         draw_posterior(below, exact, x_t, GREEN, f"exact, t = {t:.2f}, std {true_std:.3f}")
 
-    figure.suptitle("Draws of x_0 given one x_t (the cross)", fontsize=11)
+    axes[0, 0].set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
+    figure.suptitle("Draws of $x_0$ given one $x_t$ (the cross)", fontsize=11)
     save_figure(path, figure)
 
 
@@ -145,6 +174,7 @@ def draw_posterior(ax, x, x_t, colour, title):
     ax.plot(*x_t, "x", color=RED, ms=8)
     ax.set_title(title, fontsize=9)
     ax.set_aspect("equal")
+    ax.spines[:].set(visible=True, color="0.8")
 
 
 @house_style()
@@ -170,10 +200,9 @@ def error_by_steps(path, steps, table, floor):
     ax.set(ylabel="|MMD$^2$| to the true mixture")
     ax.set_xticks(steps, steps)
     ax.minorticks_off()
-    ax.grid(alpha=0.3, lw=0.5)
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid()
 
     words = "grey: exact samples scatter as much; hollow: negative"
-    ax.set_title(words, loc="left", fontsize=8, color="0.4")
-    figure.legend(frameon=False, fontsize=9, ncols=2, loc="outside lower center")
+    ax.set_title(words, loc="left", fontsize=8, color=GREY)
+    figure.legend(ncols=2, loc="outside lower center")
     save_figure(path, figure)

@@ -1,16 +1,20 @@
 """What every script that draws crystals does with them: files, pictures and numbers."""
 
 import dataclasses
+import zipfile
 
 import data
 from common import metrics, pictures
 from common.datasets import crystal_source, training_crystals
 from common.files import write_npz
 
+import numpy as np
 import torch
 
 COLUMNS = ("x_u8", "y_cat", "y_cont")  # of a file of crystals
 EPOCH = 50_000  # crystals in a pass over those that are rendered on the fly
+FILMED = [8, 9, 10, 11, 24, 25, 26, 27]  # of the default crystals: each type at two angles
+FRAMES = 40  # at most, of the film of a training, besides the last
 
 
 class TrainingCrystals:
@@ -98,12 +102,12 @@ def conditions(config):
     )
 
 
-def report_crystals(drawn, run, conditional=True, film="reverse_diffusion.gif", duration=0.08):
+def report_crystals(drawn, run, conditional=True, film="reverse_diffusion.gif", duration=None):
     """Write samples.npz, the film and samples.png; return the numbers and what to print of them.
 
     drawn: a sampling.Drawn of crystals in [-1, 1].  conditional: whether they had the conditions,
     so that each is compared with the nearest crystal of its own, and not of any.  film: a name;
-    duration: of a frame, seconds.
+    duration: of a frame, seconds, if not the usual.
     """
     config = run.config
     out = run.out
@@ -127,16 +131,57 @@ def report_crystals(drawn, run, conditional=True, film="reverse_diffusion.gif", 
     return numbers | crystals, metrics.describe(crystals)
 
 
-def training_grid(trainer, draw, **settings):
-    """Draw the 36 default crystals with the averaged weights into training_samples.png.
+# ------------------------------------------------------------------------------ the training
+
+
+class TrainingSamples:
+    """For on_save of a Trainer: the 36 default crystals, of the averaged weights, from one noise.
+
+    training_samples.png shows them all; training.gif how eight of them came to be.  Its frames are
+    kept in training_frames.npz, so that a resumed training goes on with its film.
 
     draw(net, run) is the script's own.  settings: of the sampling.
     """
-    usual = dict(n=36, sample_batch=36, kind=None, theta=None)
-    config = dataclasses.replace(trainer.config, **usual, **settings)
-    run = dataclasses.replace(trainer.run, config=config)
-    x = data.unit(draw(trainer.ema, run).x)
-    condition = conditions(config)
-    captions = metrics.captions(condition.kind, condition.cont[:, 1])
-    path = trainer.run.out / "training_samples.png"
-    pictures.captioned_grid(path, x[:, 0], captions, f"after {trainer.done} steps")
+
+    def __init__(self, draw, **settings):
+        usual = dict(n=36, sample_batch=36, kind=None, theta=None)
+        self.settings = usual | settings
+        self.draw = draw
+        self.frames = None  # {step: uint8 [8, H, H]}
+
+    def __call__(self, trainer):
+        config = dataclasses.replace(trainer.config, **self.settings)
+        run = dataclasses.replace(trainer.run, config=config)
+        x = data.unit(self.draw(trainer.ema, run).x)
+        condition = conditions(config)
+        captions = metrics.captions(condition.kind, condition.cont[:, 1])
+        path = run.out / "training_samples.png"
+        pictures.captioned_grid(path, x[:, 0], captions, f"after {trainer.done:,} steps")
+
+        self.add_frame(trainer, data.to_u8(x[FILMED, 0]))
+        kind = condition.kind[FILMED].reshape(2, 4)
+        names = [data.KINDS[k] for k in kind[0]] if kind[0].equal(kind[1]) else [""] * 4
+        pictures.training_film(run.out / "training.gif", self.frames, names)
+
+    def add_frame(self, trainer, x_u8):
+        """Which frames there are is decided by the step alone, not by where a run was stopped."""
+        path = trainer.run.out / "training_frames.npz"
+        if self.frames is None:
+            self.frames = kept_frames(path, trainer.first)
+        stride = trainer.config.save_every
+        while trainer.done // stride > FRAMES:
+            stride *= 2
+        kept = {step: x for step, x in self.frames.items() if step % stride == 0}
+        self.frames = kept | {trainer.done: x_u8.numpy()}
+        x_u8 = np.stack([*self.frames.values()])
+        write_npz(path, step=np.array([*self.frames]), x_u8=x_u8)
+
+
+def kept_frames(path, step):
+    """The frames of a training film up to a step: {step: uint8 [8, H, H]}, rising."""
+    try:
+        with np.load(path) as file:
+            frames = zip(file["step"].tolist(), file["x_u8"], strict=True)
+            return {at: x for at, x in frames if at <= step}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return {}  # there are none, or none that can be read

@@ -218,8 +218,7 @@ def prior_pages(out, images, names, condition, config, unconditional=()):
             continue
         known = () if prior in unconditional else labels
         numbers[prior], fit, truth = metrics.crystal_report(x, *known, seed=config.seed)
-        title = f"left: samples, {name}    right: nearest true crystal"
-        pictures.crystal_page(page, x, fit, truth, title)
+        pictures.crystal_page(page, x, fit, truth, f"sample, {name}")
         words.append(f"{name}:\n{metrics.describe(numbers[prior])}")
     return numbers, words
 
@@ -248,8 +247,7 @@ def compare_priors(out, images, names, condition, config, unconditional=()):
         numbers[prior]["error_nearest_of_any"] = float(nearest.error[:36].mean())
         words.append(f"{name}:\n{metrics.describe(numbers[prior])}")
 
-    title = f"left: sample of the {names[last]}    right: nearest true crystal"
-    pictures.crystal_page(page, images[last], fit, truth, title)
+    pictures.crystal_page(page, images[last], fit, truth, f"sample of the {names[last]}")
     sets = [images[prior][:12, 0] for prior in names]
     captions = metrics.captions(fit.kind, fit.theta, fit.aspect)[:12]
     title = f"left to right: {', '.join(names.values())}, and the true crystal nearest to the last"

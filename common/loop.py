@@ -55,7 +55,7 @@ class Trainer:
     net: the network, on run.device.  run: a runs.Run, whose checkpoint is continued if there is
     one.  extra: other modules and optimizers, saved and restored by name.  curves: what loss.png
     shows of the log, panels of pictures.loss_curve.  on_save: functions f(trainer) called after
-    every save.
+    every save, and where a run goes on.
     """
 
     def __init__(
@@ -124,6 +124,8 @@ class Trainer:
             disable=rank() > 0,
             leave=False,
         )
+        if self.first and rank() == 0:
+            self.draw()  # again: it may have been killed between the checkpoint and its pictures
         before = self.seconds
         start = time.perf_counter()
         with signals_wait() as stop:
@@ -203,6 +205,10 @@ class Trainer:
             sums=self.sums,
         )
         checkpoints.save_checkpoint(self.run.out / "last.pt", checkpoint)
+        self.draw()
+
+    def draw(self):
+        """The pictures of a run that is saved."""
         pictures.loss_curve(self.run.out / "loss.png", self.log, *self.curves)
         with alone():  # the others are at their next step already
             for draw in self.on_save:

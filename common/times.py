@@ -44,14 +44,16 @@ def t_of_log_snr(schedule, log_snr):
     return high.numpy()
 
 
-def film_steps(schedule, times, n=32):
+def film_steps(schedule, times, n=32, low=-5.0, high=math.inf):
     """Which steps a film shows: the first, n evenly spread in log-SNR, and the last x_0.
 
-    From a log-SNR of -5 on: before, all is noise.
+    From a log-SNR of `low` on, for before all is noise, to `high`.  Of few steps it shows all.
     """
+    if len(times) <= n + 1:
+        return set(range(len(times) + 1))
     log_snr = schedule.log_snr(torch.tensor(times, dtype=torch.float64))
-    first = max(float(log_snr[0]), -5.0)
-    wanted = torch.linspace(first, float(log_snr[-1]), n, dtype=torch.float64)
+    ends = max(float(log_snr[0]), low), min(float(log_snr[-1]), high)
+    wanted = torch.linspace(*ends, n, dtype=torch.float64)
     nearest = (log_snr - wanted[:, None]).abs().argmin(1)
     return {0, len(times), *nearest.tolist()}
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-BAND = 24  # pixels above and below the points, for words
+BAND = clouds.BAND  # pixels above and below the points, for words
+SCALE = 240 / clouds.NOISE  # pixels a unit, of a film of the letter
 
 
 def frame(x, t=0.0, shape="S"):
@@ -25,14 +26,14 @@ def figures(monkeypatch):
 
 def test_a_frame_shows_cloud_contours_and_time():
     empty = frame(np.zeros((0, 2)))
-    full = frame([[0.0, 3.5]] * 500)
+    full = frame([[0.0, 3.2]] * 500)
     assert full.shape == (480 + 2 * BAND, 480, 3) and full.dtype == np.uint8
-    changed = np.argwhere((empty != full).any(-1))  # a point at (0, 3.5) lands on row 30 of the axes, column 240
-    assert np.abs(changed.mean(0) - [BAND + 30, 240]).max() < 1.5
+    changed = np.argwhere((empty != full).any(-1))  # a point at (0, 3.2) is almost at the top, in column 240
+    assert np.abs(changed.mean(0) - [BAND + 240 - 3.2 * SCALE, 240]).max() < 2
 
     lines = np.argwhere(empty[..., 0] > empty[..., 2].astype(int) + 60)  # orange: only along the letter
-    x = (lines[:, 1] - 240) / 60
-    y = (240 + BAND - lines[:, 0]) / 60
+    x = (lines[:, 1] - 240) / SCALE
+    y = (240 + BAND - lines[:, 0]) / SCALE
     gap = np.linalg.norm(np.stack([x, y], 1)[:, None] - ref.mixture("S").means, axis=-1).min(1)
     assert len(lines) > 500 and gap.max() < 0.5
 
@@ -51,6 +52,16 @@ def test_no_point_stands_under_the_words_of_a_frame(shape):
         assert (empty[band] < 128).any()  # there are words
     assert (empty[BAND - 2 : BAND] == 255).all() and (empty[-BAND : 2 - BAND] == 255).all()  # and none at the border
     assert (full[BAND:-BAND] != empty[BAND:-BAND]).mean() > 0.2
+
+
+def test_the_view_follows_the_points_so_that_no_half_of_a_film_is_empty():
+    for t in (1.0, 0.3, 0.0):
+        gmm = ref.mixture("two")
+        x = gmm.marginal(t).sample(2000, np.random.default_rng(0))
+        image = frame(x, t, "two")[BAND:-BAND]
+        dark = (image < 200).any(2)
+        upper, lower = dark[: len(dark) // 2], dark[len(dark) // 2 :]
+        assert len(image) < 340 and min(upper.sum(), lower.sum()) > 0.3 * dark.sum()
 
 
 def test_frames_of_two_films_may_be_taken_in_turn():

@@ -2,17 +2,19 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
 import data
 import vp_sde
 from common import crystal_job, pictures
-from common.crystal_job import TrainingCrystals, report_crystals, training_grid
+from common.crystal_job import TrainingCrystals, TrainingSamples, report_crystals
 from common.sampling import Drawn
 from conftest import arrays, same
 from small import run_of
 
+import numpy as np
 import pytest
 import torch
 
@@ -149,19 +151,79 @@ def test_unconditional_crystals_of_mode_full_have_no_closed_form(drawn, tmp_path
     assert numbers == {"n": 5, "seconds": 2.0, "ms_per_image": 400.0} and words == ""
 
 
-def test_samples_of_a_training_are_the_default_crystals_whatever_was_typed(tmp_path, monkeypatch):
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """saved(samples, step, first): what a Trainer does after a save; the trainer is returned."""
+    settings = config(n=2, kind=1, theta=0.2, steps=300, save_every=10)
+
+    def saved(samples, step, first=0):
+        trainer = SimpleNamespace(config=settings, run=run_of(settings, tmp_path), done=step, first=first, ema=step)
+        samples(trainer)
+        return trainer
+
+    return saved
+
+
+def faded(net, run):
+    """A sampler: crystals that are the brighter, the longer the training was."""
+    assert run.config.steps == 10
+    condition = crystal_job.conditions(run.config)
+    x = data.render(condition.kind, condition.cont[:, 1], img_size=SIZE)
+    return SimpleNamespace(x=2 * min(1, net / 1000) * x - 1)
+
+
+def test_samples_of_a_training_are_the_default_crystals_whatever_was_typed(tmp_path, monkeypatch, saved):
     pages = []
     monkeypatch.setattr(pictures, "captioned_grid", lambda *page: pages.append(page))
-    settings = config(n=2, kind=1, theta=0.2, steps=300)
-    trainer = SimpleNamespace(config=settings, run=run_of(settings, tmp_path), ema="averaged", done=7)
-
-    def draw(net, run):
-        assert net == "averaged" and run.config.steps == 10
-        condition = crystal_job.conditions(run.config)
-        return SimpleNamespace(x=2 * data.render(condition.kind, condition.cont[:, 1], img_size=SIZE) - 1)
-
-    training_grid(trainer, draw, steps=10)
+    trainer = saved(TrainingSamples(faded, steps=10), 1000)
     [(path, tiles, captions, title)] = pages
     assert path == tmp_path / "training_samples.png" and tiles.shape == (36, SIZE, SIZE)
-    assert captions[2].startswith("triangular") and title == "after 7 steps"
+    assert captions[2].startswith("triangular") and title == "after 1,000 steps"
     assert trainer.config.steps == 300 and trainer.config.n == 2
+
+
+def film(folder):
+    """Steps and frames of a training film, and its bytes."""
+    with np.load(folder / "training_frames.npz") as file:
+        return file["step"].tolist(), file["x_u8"], (folder / "training.gif").read_bytes()
+
+
+def test_the_film_of_a_training_that_was_stopped_is_that_of_one_that_was_not(tmp_path, no_page, saved):
+    def follow(*parts):
+        """Saves at these steps; every part after the first is a run that was resumed."""
+        shutil.rmtree(tmp_path, ignore_errors=True)
+        first = 0
+        for steps in parts:
+            samples = TrainingSamples(faded, steps=10)
+            for step in steps:
+                saved(samples, step, first)
+            first = step
+        return film(tmp_path)
+
+    steps, x_u8, gif = follow([10, 20, 30])
+    assert steps == [10, 20, 30] and x_u8.shape == (3, 8, SIZE, SIZE) and x_u8.dtype == np.uint8
+    assert (np.diff(x_u8.mean((1, 2, 3))) > 0).all()
+    for parts in ([10, 20, 23], [23, 30]), ([7], [10, 20], [20, 30]):
+        again = follow(*parts)
+        assert again[0] == steps and (again[1] == x_u8).all() and again[2] == gif, parts
+
+
+def test_the_film_of_another_training_or_of_steps_to_be_repeated_is_left_out(tmp_path, no_page, saved):
+    saved(TrainingSamples(faded, steps=10), 10)
+    saved(TrainingSamples(faded, steps=10), 20, first=10)
+    saved(TrainingSamples(faded, steps=10), 10, first=10)  # from a copy of an older checkpoint
+    assert film(tmp_path)[0] == [10]
+    saved(TrainingSamples(faded, steps=10), 30, first=0)
+    assert film(tmp_path)[0] == [30]
+    (tmp_path / "training_frames.npz").write_bytes(b"PK\3\4 damaged")
+    saved(TrainingSamples(faded, steps=10), 40, first=30)
+    assert film(tmp_path)[0] == [40]
+
+
+def test_a_film_of_many_saves_keeps_every_second_frame_or_fewer(tmp_path, no_page, saved, monkeypatch):
+    monkeypatch.setattr(pictures, "training_film", lambda *args: (tmp_path / "training.gif").write_bytes(b""))
+    samples = TrainingSamples(faded, steps=10)
+    for step in range(10, 1300, 10):
+        saved(samples, step)
+        assert len(samples.frames) <= 41
+    assert film(tmp_path)[0] == [*range(40, 1281, 40), 1290]

@@ -134,6 +134,19 @@ def test_it_is_saved_every_so_often_and_at_the_end_and_drawn_each_time(trainer, 
     assert drawn == [("loss.png", 2, (("height", "loss"),)), ("loss.png", 3, (("height", "loss"),))]
 
 
+def test_where_a_run_goes_on_it_is_drawn_again(trainer):
+    """It may have been killed after the checkpoint, before its pictures."""
+    drawn = []
+    parts = dict(on_save=[lambda t: drawn.append(t.done)])
+    for _ in (first := trainer(train_steps=2, parts=parts)).steps():
+        first.update(first.net(torch.ones(1, 2)).square().sum())
+    assert drawn == [2]
+    later = trainer(train_steps=3, checkpoint=checkpoints.load_checkpoint(first.run.out), parts=parts)
+    for _ in later.steps():
+        later.update(later.net(torch.ones(1, 2)).square().sum())
+    assert drawn == [2, 2, 3]
+
+
 def test_further_networks_and_optimizers_are_saved_and_restored_by_name(trainer):
     def parts():
         torch.manual_seed(1)

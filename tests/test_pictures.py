@@ -13,6 +13,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
 
 BLACK = np.array([0, 0, 4])  # the ends of magma
 YELLOW = np.array([252, 253, 191])
@@ -57,7 +58,7 @@ def test_a_grid_shows_every_tile_with_white_between(tmp_path):
     assert (row[start - 16 : start] == 255).all()  # not the pale yellow of the colour map
 
 
-@pytest.mark.parametrize("n, rows, columns", [(1, 1, 1), (2, 1, 2), (5, 1, 5), (6, 1, 6), (7, 2, 6)])
+@pytest.mark.parametrize("n, rows, columns", [(1, 1, 1), (2, 1, 2), (5, 1, 5), (6, 1, 6), (7, 2, 4), (13, 3, 5)])
 def test_a_page_is_as_wide_as_its_tiles(tmp_path, n, rows, columns):
     pictures.captioned_grid(tmp_path / "g.png", np.zeros((n, 64, 64)), ["x"] * n)
     image = read(tmp_path / "g.png")
@@ -89,10 +90,27 @@ def test_colour_tiles_keep_their_colours(tmp_path):
 
 def test_a_crystal_page_has_samples_beside_true_crystals(tmp_path, reported):
     x, fit, truth = reported
-    pictures.crystal_page(tmp_path / "page.png", x, fit, truth, "title")
-    captions = metrics.captions(fit.kind, fit.theta, fit.aspect)
-    pictures.captioned_grid(tmp_path / "by_hand.png", (x[:, 0], truth[:, 0]), captions, "title")
+    pictures.crystal_page(tmp_path / "page.png", x, fit, truth, "what")
+    captions = [f"{words}; error 0.000" for words in metrics.captions(fit.kind, fit.theta, fit.aspect)]
+    title = "what | nearest true crystal"
+    pictures.captioned_grid(tmp_path / "by_hand.png", (x[:, 0], truth[:, 0]), captions, title)
     assert (tmp_path / "page.png").read_bytes() == (tmp_path / "by_hand.png").read_bytes()
+
+
+def test_a_visible_difference_stands_beside_the_crystals_and_says_its_sign(tmp_path, reported):
+    x, fit, truth = (reported[0].clone(), *reported[1:])
+    x[0] = x[0] + 0.5
+    x[1] = x[1] - 0.5
+    error = fit.error.clone()
+    error[:2] = 0.5
+    pictures.crystal_page(tmp_path / "page.png", x, fit._replace(error=error), truth)
+    image = read(tmp_path / "page.png")
+    assert abs(image.shape[1] - 4 * (3 * 128 + 8 + 8)) <= 1  # three tiles a sample
+    red, _, blue = (image[60:150, 270:390, i].mean() for i in range(3))
+    assert red > blue + 60  # too bright
+    red, _, blue = (image[60:150, 670:790, i].mean() for i in range(3))
+    assert blue > red + 60
+    assert (image[60:150, 1070:1190] > 240).all()  # no difference
 
 
 def test_a_crystal_page_of_one_and_of_many(tmp_path, reported):
@@ -130,15 +148,37 @@ def test_a_film_shows_the_images_of_a_sampler(tmp_path):
     g = torch.Generator().manual_seed(0)
     film = [(t, 2 * torch.rand(7, 1, 16, 16, generator=g) - 1, None) for t in (1.0, 0.5, 0.0)]
     pictures.crystal_film(tmp_path / "film.gif", film, duration=0.3)
-    frames = [pictures.grid_image(unit(x)[:, 0].numpy(), 6) for _, x, _ in film]
-    by_hand = make_gif.save_gif(frames, tmp_path / "by_hand.gif", 0.3)
-    assert (tmp_path / "film.gif").read_bytes() == by_hand.read_bytes()
+    frames = [pictures.grid_image(unit(x)[:, 0].numpy(), 4, zoom=6) for _, x, _ in film]
+    with Image.open(tmp_path / "film.gif") as gif:
+        shown = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(gif)]
+        assert gif.info["duration"] >= 300
+    assert len(shown) == 3
+    for frame, image in zip(frames, shown, strict=True):
+        assert np.array_equal(image[: len(frame)], frame)
+    words = [image[len(frames[0]) :] for image in shown]  # the time, below
+    assert words[0].shape == (24, 4 * 108, 3) and (words[0] != words[1]).any() and (words[0] < 100).any()
 
 
-@pytest.mark.parametrize("n, shape", [(1, (18, 18)), (4, (18, 72)), (40, (108, 108))])
+@pytest.mark.parametrize("n, shape", [(1, (405, 405)), (4, (105, 420)), (36, (396, 396)), (40, (396, 396))])
 def test_a_film_is_as_wide_as_its_images_and_shows_at_most_36(tmp_path, n, shape):
-    pictures.image_film(tmp_path / "film.gif", [torch.zeros(n, 1, 16, 16)])
-    assert iio.imread(tmp_path / "film.gif").shape[1:3] == shape
+    side = 64 if n >= 36 else 13
+    pictures.image_film(tmp_path / "film.gif", [torch.zeros(n, 1, side, side)], ["words"])
+    height, width = iio.imread(tmp_path / "film.gif").shape[1:3]
+    assert (height - 24, width) == shape
+
+
+def test_names_stand_above_the_columns(tmp_path):
+    frames = [torch.zeros(4, 1, 64, 64), torch.ones(4, 1, 64, 64)]
+    pictures.image_film(tmp_path / "a.gif", frames, ["x", "y"], list("abcd"), smooth=3)
+    image = iio.imread(tmp_path / "a.gif")[0]
+    assert image.shape == (24 + 198 + 24, 4 * 198, 3)  # 192 dots, a margin of two and one of the grid
+    for i in range(4):
+        assert (image[:24, 198 * i + 89 : 198 * i + 109] < 100).any()
+
+
+def test_a_film_of_few_frames_takes_its_time():
+    assert make_gif.pace(41) == pytest.approx(0.08, abs=0.001) and make_gif.pace(400) == 0.08
+    assert make_gif.pace(11) == pytest.approx(0.3) and make_gif.pace(2) == 0.5
 
 
 def test_a_png_holds_its_pixels():
@@ -160,6 +200,20 @@ def test_a_loss_curve_is_drawn_from_what_the_log_has(tmp_path):
     assert read(path).shape[:2] == (360, 500)
 
 
+def test_the_curves_of_times_say_so_beside_the_axes(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(pictures, "save_figure", lambda path, figure: figures.append(figure))
+    lines = [{"step": i, "loss": 1 / i, "bins": {"0.06": 1 / i, "0.94": 2 / i}} for i in (1, 2)]
+    pictures.loss_curve(tmp_path / "l.png", lines)
+    [figure] = figures
+    figure.canvas.draw()
+    loss, bins = figure.axes
+    assert loss.get_ylabel().startswith("training loss") and bins.get_ylabel().startswith("held-out")
+    assert loss.get_xlabel() == bins.get_xlabel() == "step" and loss.get_legend() is None
+    assert [text.get_text() for text in bins.get_legend().get_texts()] == ["t = 0.06", "t = 0.94"]
+    assert bins.get_legend().get_window_extent().x0 > bins.get_window_extent().x1
+
+
 def test_keys_name_numbers_dicts_and_numbers_in_dicts():
     lines = [{"step": 1, "loss": 3.0, "bins": {"0.1": 4.0, "0.2": 5.0}}, {"step": 2, "loss": 6.0}]
     curves = pictures.curves_of(lines, ["loss", "bins.0.2"])
@@ -175,7 +229,7 @@ def draw_everything(folder):
     folder = Path(folder)
     pictures.captioned_grid(folder / "page.png", tiles, ["a", "b°"], "title")
     pictures.loss_curve(folder / "loss.png", [{"step": i, "loss": 1 / i} for i in (1, 2, 3)])
-    pictures.image_film(folder / "film.gif", [torch.from_numpy(tiles[:, None])])
+    pictures.image_film(folder / "film.gif", [torch.from_numpy(tiles[:, None])], ["t = 0"])
     make_gif.save_html([pictures.grid_image(tiles, 2)], folder / "film.html")
 
 

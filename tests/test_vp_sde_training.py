@@ -28,7 +28,7 @@ def a_small_network(monkeypatch, no_pictures):
 @pytest.fixture
 def no_samples(monkeypatch):
     """Training without its training_samples.png."""
-    monkeypatch.setattr(vp_sde, "training_grid", lambda *args, **settings: None)
+    monkeypatch.setattr(vp_sde, "TrainingSamples", lambda *args, **settings: lambda trainer: None)
 
 
 @pytest.fixture
@@ -132,11 +132,11 @@ def test_the_log_has_the_score_error_of_the_averaged_weights_on_held_out_crystal
 def test_samples_of_a_training_are_ten_calls_with_the_condition_at_every_save(tmp_path, monkeypatch):
     seen = []
 
-    def training_grid(trainer, draw, **settings):
+    def samples(draw, **settings):
         assert draw is vp_sde.sample
-        seen.append((trainer.done, settings))
+        return lambda trainer: seen.append((trainer.done, settings))
 
-    monkeypatch.setattr(vp_sde, "training_grid", training_grid)
+    monkeypatch.setattr(vp_sde, "TrainingSamples", samples)
     trained(tmp_path, config(train_steps=4, save_every=2))
     ten_calls = dict(sampler="dpmpp", steps=10, grid="logsnr", t_end=0.005, cfg=1.0)
     assert seen == [(2, ten_calls), (4, ten_calls)]
