@@ -17,6 +17,7 @@ that has imported torch already.
 
 import argparse
 import ast
+import cProfile
 import json
 import os
 import random
@@ -83,9 +84,9 @@ def starts_processes(test):
 class Watch:
     """A pytest plugin: which tests to run, in which order; and who failed, how long each took, and what it called."""
 
-    def __init__(self, order=None, trace=False):
+    def __init__(self, order=None, copy=None):
         self.order = order
-        self.trace = trace
+        self.copy = copy  # of which calls are noted, if it is given
         self.times = defaultdict(float)
         self.calls = defaultdict(set)  # {test: functions, "file:outermost name"}
         self.failed = []
@@ -98,21 +99,21 @@ class Watch:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
-        if not self.trace:
+        if not self.copy:
             return (yield)
-        here = os.getcwd() + os.sep
-        called = self.calls[item.nodeid]
-
-        def note(frame, event, arg):
-            code = frame.f_code
-            if code.co_filename.startswith(here):
-                called.add(f"{code.co_filename.removeprefix(here)}:{code.co_qualname.partition('.<locals>')[0]}")
-
-        sys.settrace(note)
+        profile = cProfile.Profile(builtins=False)
+        profile.enable()
         try:
             return (yield)
         finally:
-            sys.settrace(None)
+            profile.disable()
+            codes = {entry.code for entry in profile.getstats()}
+            self.calls[item.nodeid] = set(map(self.function, codes)) - {None}
+
+    def function(self, code):
+        """"common/files.py:write_json" of a function, or of what is inside it; None if it is none of ours."""
+        name = os.path.relpath(code.co_filename, self.copy)
+        return f"{name}:{code.co_qualname.partition('.<locals>')[0]}" if name in FILES else None
 
     def pytest_runtest_logreport(self, report):
         self.times[report.nodeid] += report.duration
@@ -168,7 +169,7 @@ class Suite:
         self.calls = {}
         start = time.perf_counter()
         for name in TESTS:  # each in a process of its own, so that no cache hides a call
-            found = run_tests(copy, [name], Watch(trace=True), first=False)
+            found = run_tests(copy, [name], Watch(copy=copy), first=False)
             out = set(found["failed"]) | {test for test, took in found["times"].items() if took > slowest}
             self.times |= {test: took for test, took in found["times"].items() if test not in out}
             self.calls |= {test: set(called) for test, called in found["calls"].items() if test not in out}
