@@ -10,9 +10,9 @@ same chance to be drawn.  Left out: networks (another architecture is no mistake
 the one-line settings at the top of a script.
 
 A test is asked if its file imports the mutated one, directly or through others.  First come the tests that call the
-mutated function, the quickest first, until one fails: then the mutant is killed.  If none does, the others of the same
-files are asked, and those that start processes, whose calls cannot be seen from here.  Each run is a fork of a process
-that has imported torch already.
+mutated function, until one fails: then the mutant is killed.  If none does, the others of the same files are asked, and
+those that start processes, whose calls cannot be seen from here, but no more than take --budget seconds.  Each run is a
+fork of a process that has imported torch already.
 """
 
 import argparse
@@ -43,7 +43,7 @@ FILES = {path.relative_to(ROOT).as_posix(): path for folder in ("", "common", "a
          for path in sorted((ROOT / folder).glob("*.py"))}  # fmt: skip
 PRODUCT = [name for name in FILES if not name.startswith("tests/") and not name.endswith("__init__.py")]
 TESTS = [name for name in FILES if name.startswith("tests/test_") and name != "tests/test_project.py"]  # of texts
-LIMIT = 120  # seconds on top of four times the usual ones
+LIMIT = 300  # seconds on top of ten times the usual ones, for a machine that is busy
 
 # ------------------------------------------------------------------------------------------------ who imports what
 
@@ -87,7 +87,7 @@ class Watch:
     def __init__(self, order=None, copy=None):
         self.order = order
         self.copy = copy  # of which calls are noted, if it is given
-        self.times = defaultdict(float)
+        self.times = {}
         self.calls = defaultdict(set)  # {test: functions, "file:outermost name"}
         self.failed = []
 
@@ -102,11 +102,13 @@ class Watch:
         if not self.copy:
             return (yield)
         profile = cProfile.Profile(builtins=False)
+        start = time.process_time()
         profile.enable()
         try:
             return (yield)
         finally:
             profile.disable()
+            self.times[item.nodeid] = time.process_time() - start  # which a busy machine does not stretch
             codes = {entry.code for entry in profile.getstats()}
             self.calls[item.nodeid] = set(map(self.function, codes)) - {None}
 
@@ -116,7 +118,6 @@ class Watch:
         return f"{name}:{code.co_qualname.partition('.<locals>')[0]}" if name in FILES else None
 
     def pytest_runtest_logreport(self, report):
-        self.times[report.nodeid] += report.duration
         if report.failed:
             self.failed.append(report.nodeid)
 
@@ -163,51 +164,65 @@ def run_tests(copy, files, watch, first=True, limit=1800):
 class Suite:
     """The tests as they are when nothing is wrong: what each takes, and which functions it calls."""
 
-    def __init__(self, copy, slowest):
+    def __init__(self, copy, budget, kept):
         self.copy = copy
+        self.budget = budget
         self.times = {}
         self.calls = {}
         start = time.perf_counter()
         for name in TESTS:  # each in a process of its own, so that no cache hides a call
-            found = run_tests(copy, [name], Watch(copy=copy), first=False)
-            out = set(found["failed"]) | {test for test, took in found["times"].items() if took > slowest}
+            found = self.known(name, kept)
+            out = {test for test, took in found["times"].items() if took > budget} | set(found["failed"])
             self.times |= {test: took for test, took in found["times"].items() if test not in out}
             self.calls |= {test: set(called) for test, called in found["calls"].items() if test not in out}
             if out or not found["times"]:
                 print(f"{name}: left out {sorted(out) or 'all'}", flush=True)
-        print(f"{len(self.times)} tests, {time.perf_counter() - start:.0f} s as it is", flush=True)
+        total = sum(self.times.values())
+        print(f"{len(self.times)} tests of {total:.0f} s, in {time.perf_counter() - start:.0f} s", flush=True)
 
-    def callers(self, function):
-        """The tests that call a function, the quickest first, but file by file, as fixtures want it."""
-        tests = [test for test, called in self.calls.items() if function in called]
-        return self.ordered(tests)
+    def known(self, name, kept):
+        """What a file of tests does, measured, or as it is in the folder of what was measured before."""
+        if not kept:
+            return run_tests(self.copy, [name], Watch(copy=self.copy), first=False)
+        path = kept / f"{Path(name).stem}.json"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(self.known(name, None)))
+        return json.loads(path.read_text())
 
-    def ordered(self, tests):
-        quickest = {}
+    def ordered(self, tests, name):
+        """File by file, as fixtures want it: first those that import the mutated file, then the quick ones."""
+        seconds = defaultdict(float)
         for test in tests:
-            name = test.partition("::")[0]
-            quickest[name] = quickest.get(name, 0) + self.times[test]
-        return sorted(tests, key=lambda test: (quickest[test.partition("::")[0]], self.times[test]))
-
-    def others(self, name, callers):
-        """The other tests of the same files, and those that import the file and start processes."""
-        files = {test.partition("::")[0] for test in callers}
-        files |= {test for test in TESTS if name in reached(test) and starts_processes(test)}
-        return self.ordered([t for t in self.times if t.partition("::")[0] in files and t not in set(callers)])
+            seconds[file_of(test)] += self.times[test]
+        nearest = {file: name not in imported(file) for file in seconds}
+        return sorted(tests, key=lambda t: (nearest[file_of(t)], seconds[file_of(t)], file_of(t), self.times[t]))
 
     def against(self, name, function):
         """Who kills the mutant that lies in the copy: a test, "timeout" or "died"; None if nobody does."""
-        callers = self.callers(f"{name}:{function}")
-        callers = [test for test in callers if name in reached(test.partition("::")[0])]
-        for tests in (callers, self.others(name, callers)):
-            if not tests:
+        near = [test for test in self.times if name in reached(file_of(test))]
+        callers = {test for test in near if f"{name}:{function}" in self.calls.get(test, ())}
+        files = set(map(file_of, callers))
+        others = {test for test in near if file_of(test) in files or starts_processes(file_of(test))} - callers
+
+        budget = self.budget
+        for tests in (self.ordered(callers, name), self.ordered(others, name)):
+            asked = []
+            for test in tests:
+                if self.times[test] <= budget:
+                    asked.append(test)
+                    budget -= self.times[test]
+            if not asked:
                 continue
-            files = sorted({test.partition("::")[0] for test in tests})
-            limit = LIMIT + 4 * sum(self.times[test] for test in tests)
-            found = run_tests(self.copy, files, Watch(order=tests), limit=limit)
+            limit = LIMIT + 10 * sum(self.times[test] for test in asked)
+            found = run_tests(self.copy, sorted(set(map(file_of, asked))), Watch(order=asked), limit=limit)
             if found["status"] != 0:
                 return found["failed"][0] if found["failed"] else str(found["status"])
         return None
+
+
+def file_of(test):
+    return test.partition("::")[0]
 
 
 def copy_tree(folder):
@@ -229,9 +244,9 @@ def parsed():
     add("--n", type=int, default=150, help="mutants (default %(default)s)")
     add("--seed", type=int, default=0)
     add("--only", nargs="+", metavar="NAME", help="vp_sde, common/cli ... (default: all)")
-    add("--json", metavar="FILE", help="where results are kept; what is there is not made again")
+    add("--json", metavar="FILE", help="where results are kept, in FILE.tests/ what tests do; it goes on from there")
     add("--list", action="store_true", help="only count them")
-    add("--slowest", type=float, default=30, help="leave out tests slower than this, seconds")
+    add("--budget", type=float, default=60, help="seconds of tests run against one mutant (default %(default)s)")
     return parser.parse_args()
 
 
@@ -274,7 +289,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="mutants") as folder:
         copy = Path(folder).resolve()
         copy_tree(copy)
-        suite = Suite(copy, args.slowest)
+        suite = Suite(copy, args.budget, kept and Path(f"{kept}.tests"))
         for name, m in draw(pools, args.n, args.seed):
             if (name, m.line, m.column, m.new) in done:
                 continue
