@@ -144,6 +144,7 @@ BAD_SETTINGS = {
     "whole number": {"train_steps": 1.5},
     "--oracle": {"oracle": 1},
     "does not say its width": {"width": ...},
+    "does not say its shape": {"shape": None},
     "does not say its seed": {"seed": ...},
 }
 

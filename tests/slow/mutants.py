@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections import defaultdict
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
@@ -48,12 +49,16 @@ LIMIT = 300  # seconds on top of ten times the usual ones, for a machine that is
 # ------------------------------------------------------------------------------------------------ who imports what
 
 
+def text_of(name):
+    return FILES[name].read_text(encoding="utf-8")
+
+
 @cache
 def imported(name):
     """The files of ours that a file imports, inside functions as well."""
     known = {path.removeprefix("tests/").removesuffix(".py").replace("/", "."): path for path in FILES}
     found = set()
-    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(text_of(name))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -75,7 +80,7 @@ def reached(name):
 
 
 def starts_processes(test):
-    return re.search(r"subprocess|os\.fork", FILES[test].read_text(encoding="utf-8"))
+    return re.search(r"subprocess|os\.fork", text_of(test))
 
 
 # ------------------------------------------------------------------------------------------------ one run of tests
@@ -251,14 +256,16 @@ def parsed():
 
 
 def draw(pools, n, seed):
-    """n mutants: lines of code, each with the same chance, and of each line one mutant."""
+    """n mutants (file, mutant): lines of code, each with the same chance, and of each line one mutant."""
     lines = defaultdict(list)
     for name, mutants in pools.items():
         for mutant in mutants:
             lines[name, mutant.line].append(mutant)
     rng = random.Random(seed)
-    chosen = rng.sample(sorted(lines), min(n, len(lines)))
-    return [(name, rng.choice(lines[name, line])) for name, line in chosen]
+    order = rng.sample(sorted(lines), len(lines))
+    chosen = [(name, rng.choice(lines[name, line])) for name, line in order]
+    valid = (pick for pick in chosen if mutations.is_python(mutations.change(text_of(pick[0]), pick[1])))
+    return list(islice(valid, n))
 
 
 def summary(results):
@@ -275,7 +282,7 @@ def summary(results):
 def main():
     args = parsed()
     wanted = {f"{name}.py" for name in args.only or []} or set(PRODUCT)
-    pools = {name: mutations.of(FILES[name].read_text(encoding="utf-8")) for name in PRODUCT if name in wanted}
+    pools = {name: mutations.of(text_of(name)) for name in PRODUCT if name in wanted}
     if args.list:
         for name, mutants in pools.items():
             print(f"{name:32}{len({m.line for m in mutants}):6} lines{len(mutants):6} mutants")
@@ -293,7 +300,7 @@ def main():
         for name, m in draw(pools, args.n, args.seed):
             if (name, m.line, m.column, m.new) in done:
                 continue
-            text = FILES[name].read_text(encoding="utf-8")
+            text = text_of(name)
             (copy / name).write_text(mutations.change(text, m), encoding="utf-8")
             start = time.perf_counter()
             try:

@@ -83,8 +83,14 @@ def change(text, mutant):
     return "".join(lines)
 
 
+def is_python(text):
+    with contextlib.suppress(SyntaxError):
+        return bool(ast.parse(text))
+    return False
+
+
 def of(text):
-    """Every single-token mutant of a file."""
+    """Every single-token mutant of a file; a few are no Python."""
     owner = {}
     for name, node in functions(ast.parse(text)):
         inside = set(range(node.lineno, node.end_lineno + 1)) - passed_over(node)
@@ -100,8 +106,5 @@ def of(text):
         new = other(token, before)
         if new is None:
             continue
-        mutant = Mutant(owner[line], line, column, token.string, new)
-        with contextlib.suppress(SyntaxError):
-            ast.parse(change(text, mutant))
-            found.append(mutant)
+        found.append(Mutant(owner[line], line, column, token.string, new))
     return found
