@@ -63,7 +63,7 @@ def load_checkpoint(path, script=None, flag="--ckpt"):
     if "ema" in found and "edition" not in found:
         how = "train it again, or sample from it with that edition"
         raise ValueError(f"{path} was made by the first edition of this project: {how}")
-    if not all(isinstance(found.get(key), kind) for key, kind in KINDS.items()):
+    if not all(key in found and isinstance(found[key], kind) for key, kind in KINDS.items()):
         raise ValueError(f"{path} is damaged, cut short or no checkpoint of this project")
     if script and found["script"] != script:
         raise ValueError(f"{path} was made by {found['script']}.py, not by {script}.py")
@@ -124,8 +124,16 @@ def content_hash(tensors):
 
 
 def ship(source, target):
-    """Write averaged weights in half precision, and how they were made, and nothing else."""
+    """Write averaged weights in half precision, and how they were made, and nothing else.
+
+    A file of this kind may be replaced.  Raises ValueError where anything else lies.
+    """
     checkpoint = load_checkpoint(source)
+    target = Path(target)
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder: name a file in it")
+    if target.exists() and "optimizer" in load_checkpoint(target):
+        raise ValueError(f"{target} holds a training, which would be lost: name another file")
     kept = {key: checkpoint[key] for key in (*KINDS, "machine") if key in checkpoint}
     if not all(map(torch.is_tensor, kept["ema"].values())):
         raise ValueError(f"{source} is damaged: not all of its weights are tensors")
@@ -136,7 +144,7 @@ def ship(source, target):
         for name, weight in kept["ema"].items()
     }
     save_checkpoint(target, kept)
-    size = Path(target).stat().st_size / 1e6
+    size = target.stat().st_size / 1e6
     print(f"{target}: {size:.2f} MB, step {kept['step']}")
 
 

@@ -19,7 +19,7 @@ def pick_device(name):
         kind = next(kind for kind, ok in there.items() if ok)
         name = kind
     if name == "cuda" and started_by_torchrun():  # a device a process
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        name = f"cuda:{told('LOCAL_RANK', 0)}"
     if kind not in there:
         raise ValueError(f"--device must be auto, cpu, cuda or mps, not {name!r}")
     if there[kind]:
@@ -50,14 +50,24 @@ def autocast(device, precision):
 # place in the whole batch and a process works on its own rows, so several do the work of one.
 
 
+def told(name, usual):
+    """A number that torchrun puts into the environment.  Raises ValueError for anything else."""
+    text = os.environ.get(name) or usual
+    try:
+        return int(text)
+    except ValueError:
+        what = f"the environment has {name}={text}, which is no number"
+        raise ValueError(f"{what}: unset it") from None
+
+
 def started_by_torchrun():
     """Whether there are other processes.  RANK alone, left over from elsewhere, says nothing."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return told("WORLD_SIZE", 1) > 1
 
 
 def rank():
     """The number of this process; 0 is the one that logs, saves and prints."""
-    return int(os.environ.get("RANK", 0)) if started_by_torchrun() else 0
+    return told("RANK", 0) if started_by_torchrun() else 0
 
 
 def processes():

@@ -165,7 +165,7 @@ def stored_config(Config, checkpoint, path):
     """The Config that a checkpoint was trained with.  Raises ValueError where it is damaged."""
     stored = checkpoint["config"]
     for key in cli.names(Config, "model") + ["seed"]:
-        if key not in stored:
+        if stored.get(key) is None:
             raise ValueError(f"{path} does not say its {key}: it is damaged, or of another version")
     settings = cli.checked(Config, stored, path)
     for key in PATHS & settings.keys():

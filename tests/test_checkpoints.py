@@ -144,6 +144,7 @@ BAD_SETTINGS = {
     "whole number": {"train_steps": 1.5},
     "--oracle": {"oracle": 1},
     "does not say its width": {"width": ...},
+    "does not say its shape": {"shape": None},
     "does not say its seed": {"seed": ...},
 }
 
@@ -230,13 +231,14 @@ DAMAGES = {
     "is damaged": {"step": 0},
     "state of the optimizer": {"optimizer": {"state": 1}},
     "do not fit": {"model": {}},
+    "cut short": {"seconds": ...},
 }
 
 
 @pytest.mark.parametrize("complaint", DAMAGES)
 def test_a_run_that_is_damaged_is_not_resumed(here, toy_run, mistake, complaint):
     hurt = checkpoints.load_checkpoint(toy_run) | DAMAGES[complaint]
-    hurt = {key: value for key, value in hurt.items() if value is not ...}
+    hurt = {key: value for key, value in hurt.items() if value is not ...}  # ...: what is missing
     checkpoints.save_checkpoint(here / "run" / "last.pt", hurt)
     before = Path("run/last.pt").read_bytes()
     line = mistake(toy.main, "--resume", "--out", "run", "--train-steps", 13)
@@ -268,9 +270,22 @@ def test_what_cannot_ship(saved, tmp_path, mistake):
     target = tmp_path / "t.pt"
     assert "no.pt" in mistake(command, tmp_path / "no.pt", target)
     assert "name a run and a file" in mistake(command, saved)
+    assert "is a folder" in mistake(command, saved, tmp_path)
     checkpoints.save_checkpoint(saved, example(ema={"w": 3}))
     assert "damaged" in mistake(command, saved, target)
     assert not target.exists()
+
+
+def test_what_ships_replaces_what_shipped_and_nothing_else(saved, tmp_path, mistake, capsys):
+    target = tmp_path / "t.pt"
+    for _ in range(2):
+        checkpoints.ship(saved, target)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    training = saved.read_bytes()
+    assert "holds a training" in mistake(checkpoints.ship_command, target, saved)
+    assert "no checkpoint" in mistake(checkpoints.ship_command, saved, notes)
+    assert saved.read_bytes() == training and notes.read_text() == "mine"
 
 
 def test_a_shipped_file_is_sampled_like_its_run(here, toy_run, capsys):

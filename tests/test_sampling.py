@@ -154,7 +154,10 @@ def test_devices_and_precisions_that_are_there():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
-@pytest.mark.parametrize("left_over", [{"RANK": "1"}, {"LOCAL_RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "1"}])
+LEFT_OVER = {"RANK": "1"}, {"LOCAL_RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "1"}, {"RANK": "", "WORLD_SIZE": ""}
+
+
+@pytest.mark.parametrize("left_over", LEFT_OVER)
 def test_what_a_launcher_left_in_the_environment_does_not_make_several_processes(monkeypatch, left_over):
     for key, value in left_over.items():
         monkeypatch.setenv(key, value)
@@ -164,6 +167,12 @@ def test_what_a_launcher_left_in_the_environment_does_not_make_several_processes
     monkeypatch.setattr(torch, "zeros", lambda n, device: asked.append(device) or torch.ones(n))
     devices.pick_device("cuda")
     assert asked == ["cuda"]
+
+
+def test_what_the_environment_says_is_named_where_it_makes_no_sense(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ValueError, match="WORLD_SIZE=two, which is no number"):
+        devices.rank()
 
 
 def test_a_batch_that_cannot_be_shared(monkeypatch):

@@ -1,25 +1,20 @@
 """Hostile inputs: what is thrown at the scripts.  Input i is a function of (seed, i).
 
-Command lines of random and of mutated valid words; checkpoints, data sets, configs, archives and frames with flipped
-bytes, or well-formed but with a hostile value at a random place.
+Command lines of random and of mutated valid words; checkpoints, data sets, configs, archives and frames that were
+spoilt (fuzz_spoilt.py); folders that hold something already; environments.
 """
 
-import contextlib
 import gzip
-import io
-import json
-import math
 import random
 import struct
-import tarfile
 from pathlib import Path
+from typing import NamedTuple
 
 from common import cli
 from common.checkpoints import SHIPPED
 
-import torch
-from fuzz_world import MORE, RUNS  # first: it says where our own modules are
-from PIL import Image
+from fuzz_spoilt import scramble, spoilt_archive, spoilt_checkpoint, spoilt_json, spoilt_png
+from fuzz_world import MORE, RUNS
 
 KINDS = {  # of inputs, and how many there are of each
     "argv": 11,
@@ -30,6 +25,8 @@ KINDS = {  # of inputs, and how many there are of each
     "frames": 1,
     "idx": 1,
     "archive": 1,
+    "folder": 2,
+    "environment": 1,
 }
 NUMBERS = ["0", "-1", "-0.0", "1", "2", "3", "0.5", "1.5", "1e-300", "1e308", "1e999", "nan", "inf", "-inf", "", " "]
 NUMBERS += [" 2", "2 ", "1_0", "0x10", "1e3", "٣", "two", "1,5", "1/2", "--1", "9" * 30, "9" * 5000, "1e-400"]
@@ -37,153 +34,20 @@ NUMBERS += ["True", "None", "30deg", "61deg", "deg", "nandeg", "honeycomb"]
 JUNK = ["", "-", "--", "---", "-x", "--nope", "--nope=1", "=", "--=1", "@in/file", "x", "-1", "--help=1", "--train=yes"]
 JUNK += ["--seed=0=0", "\udc80", "\0", "💎", "%s", "%(prog)s", "{}", "../..", "-h1"]
 JUNK += ["--n\u00a05", "a b", "\n", "\t--n"]
-WILD = [None, True, False, 0, -1, 1, 2, 7, 3.5, -0.5, 1e-9, 10**6, 10**12, 10**30, 1e308, math.nan, math.inf]
-WILD += ["", "x", "0", "16", "crystals", "S", "rot-only", "full", "\udcff", [], [1], {}, {"a": 1}]
-NO_SURROGATE = [value for value in WILD if value != "\udcff"]  # which JSON cannot hold
-ODD_JSON = [b"[" * 10**5, b'{"seed":' * 10**5, b"", b"null", b"[]", b"\xef\xbb\xbf{}", b"\xff\xfe{", b'"x"', b"{}"]
-ODD_JSON += [b"NaN", b'{"seed": 1' + b"0" * 5000 + b"}", b'{"seed": 1, "seed": -1}']
+VARIABLES = {  # that mean something to us, to argparse, tqdm or torch; two real processes would wait for each other
+    "RANK": ["0", "1", "7", "-1", "x", ""],
+    "WORLD_SIZE": ["0", "1", "2", "-1", "x", "1.5", ""],
+    "LOCAL_RANK": ["0", "1", "x", ""],
+    "COLUMNS": ["0", "1", "2", "20", "-5", "x", "9" * 30],
+    "LINES": ["0", "x"],
+    "HOME": ["", "/nowhere", "/dev/null", "\udcff"],
+    "MPLBACKEND": ["", "x", "module://nope", "QtAgg"],
+    "OMP_NUM_THREADS": ["0", "x"],
+    "TERM": ["", "dumb"],
+}
+SOMEBODYS = ["notes.txt", "thesis/chapter.tex", ".secret", "table.csv", "frames.zip"]  # files that no script makes
+OURS = ["samples.npz", "samples.png", "config.json", "metrics.json", "log.jsonl", "loss.png", "last.pt", "final.npy"]
 DEVICES = ["cpu", "auto", "cuda", "cuda:9", "cuda:x", "mps", "meta", "cpu:1", "cpu:x", "xpu", "", "CPU", "gpu"]
-
-# -------------------------------------------------------------------------------------------------- spoilt files
-
-
-def scramble(rng, blob):
-    """Bytes with a few of them flipped, lost, doubled, zeroed, or from somewhere else."""
-    blob = bytearray(blob)
-    for _ in range(rng.choice((1, 1, 2, 8))):
-        i, j = sorted(rng.randrange(len(blob) + 1) for _ in range(2))
-        j = min(j, i + rng.choice((1, 16, 1000, 10**9)))
-        what = rng.randrange(6)
-        if what == 0 and i < len(blob):
-            blob[i] ^= 1 << rng.randrange(8)
-        elif what == 1:
-            del blob[i:j]
-        elif what == 2:
-            blob[i:i] = blob[i:j]
-        elif what == 3:
-            blob[i:j] = bytes(j - i)
-        elif what == 4:
-            blob[i:i] = rng.randbytes(rng.randrange(40))
-        else:
-            del blob[rng.randrange(len(blob) + 1) :]
-    return bytes(blob)
-
-
-def wild_tensor(rng, t):
-    """A tensor that is not quite the one that was."""
-    what = rng.randrange(9)
-    if what == 0:
-        return torch.zeros(())
-    if what == 1:
-        return t[:0] if t.ndim else t[None]
-    if what == 2:
-        return t[None]
-    if what == 3:
-        return t.flatten()[: rng.randrange(1, 5)].clone()
-    if what == 4:
-        return t.to(rng.choice((torch.float16, torch.float64, torch.int64, torch.bool, torch.uint8, torch.complex64)))
-    if what == 5:
-        return torch.full_like(t, rng.choice((0, 1, 100)))
-    if what == 6:
-        return torch.full_like(t, rng.choice((math.nan, math.inf, 1e30))) if t.is_floating_point() else t - 1000
-    if what == 7:
-        return -t if t.dtype != torch.bool else ~t
-    return t.expand(2, *t.shape)
-
-
-def spoil(rng, tree, wild=WILD):
-    """Change one place of nested dicts and lists, in place: another value, none, or one too many."""
-    node = tree
-    while True:
-        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
-        if not keys:
-            return
-        key = rng.choice(keys)
-        if not (isinstance(node[key], (dict, list)) and node[key] and rng.random() < 0.85):
-            break
-        node = node[key]
-
-    what = rng.random()
-    if what < 0.12:
-        del node[key]
-    elif what < 0.2 and isinstance(node, dict):
-        node[rng.choice(("new", "", "config", "out" if wild is NO_SURROGATE else 0))] = node[key]
-    elif torch.is_tensor(node[key]) and what < 0.8:
-        node[key] = wild_tensor(rng, node[key])
-    else:
-        node[key] = rng.choice(wild)
-
-
-def spoilt_checkpoint(rng, path):
-    """The bytes of a torch file, flipped or with a wild value in it."""
-    if rng.random() < 0.2:
-        return scramble(rng, path.read_bytes())
-    tree = torch.load(path, weights_only=True)
-    for _ in range(rng.choice((1, 1, 1, 2))):
-        in_config = "config" in tree and rng.random() < 0.5  # which is small beside the weights
-        part = tree["config"] if in_config else tree
-        spoil(rng, part if isinstance(part, dict) and part else tree)
-    buffer = io.BytesIO()
-    torch.save(rng.choice([tree] * 7 + [[tree], None, 3]), buffer)
-    return buffer.getvalue()
-
-
-def spoilt_json(rng, text):
-    """The bytes of a config, likewise."""
-    if rng.random() < 0.3:
-        return scramble(rng, text.encode())
-    if rng.random() < 0.1:
-        return rng.choice(ODD_JSON)
-    tree = json.loads(text)
-    for _ in range(rng.choice((1, 1, 2))):
-        spoil(rng, tree, NO_SURROGATE)
-    return json.dumps(tree).encode()
-
-
-def spoilt_png(rng):
-    """A small picture of any kind that may hide behind .png."""
-    mode = rng.choice(("RGB", "L", "1", "P", "RGBA", "I;16", "LA"))
-    size = rng.choice((1, 5, 8)), rng.choice((1, 5, 8))
-    kind = rng.choice(("png", "png", "png", "gif", "tiff"))
-    more = dict(save_all=True, append_images=[Image.new(mode, size, 1)]) if rng.random() < 0.3 else {}
-    buffer = io.BytesIO()
-    with contextlib.suppress(OSError):  # not every mode can be written as every kind
-        Image.new(mode, size, rng.randrange(2)).save(buffer, kind, **more)
-    return buffer.getvalue()
-
-
-def spoilt_archive(rng, blob):
-    """The bytes of a .tar.gz, hurt, or with members that should not be there, or not be like that."""
-    what = rng.random()
-    if what < 0.3:
-        return scramble(rng, blob)
-    raw = gzip.decompress(blob)
-    if what < 0.5:
-        return gzip.compress(scramble(rng, raw), 1)
-
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=io.BytesIO(raw)) as old, tarfile.open(fileobj=buffer, mode="w:gz") as new:
-        members = old.getmembers()
-        strange = rng.choice(members)
-        for member in members:
-            content = old.extractfile(member).read()
-            fault = rng.choice(("label", "label", "type", "name", "size", "lost")) if member is strange else ""
-            if fault == "lost":
-                continue
-            if fault == "type":
-                member.type = rng.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE))
-                member.linkname = rng.choice(("../../x", "/etc/passwd", "test_batch.bin"))
-            elif fault == "name":
-                names = "../../x.bin", "/x.bin", f"./{member.name}", "cifar-10-batches-bin", "", "a" * 300
-                member.name = rng.choice(names)
-            elif fault == "size":
-                content = scramble(rng, content)
-            elif fault == "label":
-                content = bytes([rng.choice((10, 255))]) + content[1:]
-            member.size = len(content) if member.isreg() else 0
-            new.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
 
 # -------------------------------------------------------------------------------------------------- command lines
 
@@ -210,6 +74,9 @@ def soup(rng, world, name):
             words.append(rng.choice((rng.choice(JUNK), rng.choice(world.paths))))
             continue
         field = rng.choice(fields)
+        if field.metadata["many"] == "words":
+            words.append(rng.choice(("all", "hero", "audit", "latent", "x")))
+            continue
         flag = rng.choice((cli.spelt(field.name), field.metadata["also"] or cli.spelt(field.name)))
         under = "--" + flag[2:].replace("-", "_")
         flag = rng.choice((flag, flag, flag, flag, under, flag[: rng.randrange(3, 9)]))
@@ -248,7 +115,7 @@ def mutated(rng, words, world):
 
 # -------------------------------------------------------------------------------------------------- the inputs
 # Each kind returns (script, words, files): what to lay out below the working folder before the script is called with
-# these words, {name: bytes, a folder to copy, Path() for an empty one, () for nothing, None for a pipe}.
+# these words, {name: bytes, a folder to copy, Path() for an empty one, () for nothing, None for a pipe, text: a link}.
 
 
 def command_line(rng, world, label):
@@ -346,25 +213,61 @@ def archive(rng, world, label):
     return "dddm_dit", [*world.valid("tokens", train=True), "--data", "cifar10", "--data-dir", "d"], files
 
 
-MAKERS = dict(zip(KINDS, (command_line, checkpoint, resumed, data_set, config, frames, mnist, archive), strict=True))
+def folder(rng, world, label):
+    """Where the results would go there is something already."""
+    label = rng.choice((label, "reference_gmm_sde"))
+    name = RUNS[label][0] if label in RUNS else label
+    train = world.has(name, "train") and rng.random() < 0.5
+    words = world.valid(label, train)
+    where = rng.choice(("out", "out", "outputs", f"outputs/{name}", f"outputs/{name}/train", f"outputs/{name}/default"))
+    if where == "out":
+        words += ["--out", "out", *rng.choice(([], [], ["--resume"]))]
+    what = rng.choice((b"", None, "/nowhere/x", where.rpartition("/")[2], *[Path()] * 6))
+    if what != Path():
+        return name, words, {where: what}
+
+    files = {where: what} | {f"{where}/{file}": b"mine" for file in rng.sample(SOMEBODYS, rng.randrange(1, 4))}
+    for file in rng.sample(OURS, rng.randrange(4)):
+        blob = b"[" if file.endswith(("n", "l")) else (world.inputs / "vae/last.pt").read_bytes()
+        files[f"{where}/{file}"] = rng.choice((blob, blob, b"", Path(), None, "/nowhere/x", file))
+    return name, words, files
+
+
+def environment(rng, world, label):
+    name = RUNS[label][0]
+    chosen = rng.sample(list(VARIABLES), rng.randrange(1, 4))
+    words = rng.choice((["--help"], world.valid(label), world.valid(label, train=True)))
+    return name, words, {}, {key: rng.choice(VARIABLES[key]) for key in chosen}
+
+
+makers = command_line, checkpoint, resumed, data_set, config, frames, mnist, archive, folder, environment
+MAKERS = dict(zip(KINDS, makers, strict=True))
+
+
+class Input(NamedTuple):
+    kind: str
+    script: str
+    argv: list
+    files: dict
+    environment: dict
 
 
 def case(world, seed, i):
-    """Input i: its kind, the script, its words, and the files to lay out."""
+    """Input i."""
     rng = random.Random(f"{seed} {i}")
     kind = rng.choices(list(KINDS), KINDS.values())[0]
-    name, words, files = MAKERS[kind](rng, world, rng.choice(list(RUNS)))
+    name, words, files, *more = MAKERS[kind](rng, world, rng.choice(list(RUNS)))
     files = {"in/file": b"not a folder", "in": Path()} | files
     if rng.random() < 0.05:
         files[rng.choice([key for key in files if isinstance(files[key], bytes)])] = None
 
     # At the end, where they win, the words that keep it small, and of most the output folder unusable.
-    if kind not in ("resume", "idx"):
+    if kind not in ("resume", "idx", "folder", "environment"):
         trains = "--train" in words or "--resume" in words
         words = [*words, *world.small(name, trains)]
         if trains and kind == "argv" and not any("simple" in word or "of_file" in word for word in words):
             words += MORE.get(name, [])
     slow = name in ("audit", "gallery")  # they may load what they are given, but not go on
-    if world.has(name, "out") and kind not in ("resume", "idx", "archive") and (slow or rng.random() < 0.8):
+    if world.has(name, "out") and kind not in ("resume", "idx", "archive", "folder") and (slow or rng.random() < 0.8):
         words = [*words, "--out", "in/file"]
-    return kind, name, words, files
+    return Input(kind, name, words, files, *more or [{}])

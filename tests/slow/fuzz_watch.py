@@ -14,11 +14,12 @@ import sys
 import tempfile
 import time
 import traceback
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from fuzz_inputs import case
-from fuzz_world import World, call
+from fuzz_world import World, call, stamp
 
 LIMIT = 60  # seconds that one input may take: none needs more than a few
 MEMORY = 6 * 2**30  # bytes that one input may ask for
@@ -33,6 +34,7 @@ WRITES = {  # audit events, and how many of their arguments are paths
     "os.truncate": 1,
     "os.chmod": 1,
 }
+RESULT = r"\w+\.(pt|png|gif|npz|npy|json|jsonl|html)"
 TO_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 touched = []  # paths
 watching = [False]
@@ -64,6 +66,8 @@ def lay_out(folder, files):
             os.mkfifo(path)
         elif what == ():
             path.unlink()
+        elif isinstance(what, str):
+            path.symlink_to(what)
         elif isinstance(what, bytes):
             path.write_bytes(what)
         elif what == Path():
@@ -84,9 +88,39 @@ def stray(folder, argv):
     def allowed(path):
         if any(path == place or path.startswith(place + os.sep) for place in fine):
             return True
+        if any(place.startswith(path + os.sep) for place in named):  # a folder on the way there
+            return True
         return os.path.dirname(path) in beside and os.path.basename(path).startswith(".")
 
     return [path for path in touched if not allowed(path)]
+
+
+def lost(world, folder, given):
+    """Files that were there before and are gone or changed, though nobody named their place with --out.
+
+    Below that place a script may replace what has the name of a result, and nothing else.
+    """
+    named = []
+    for word, after in pairwise([*given.argv, ""]):
+        if word.startswith("--out"):
+            place = word.partition("=")[2] or after
+            named += [os.path.abspath(place)] if place and "\0" not in place else []
+
+    def may_change(path):
+        result = re.fullmatch(RESULT, path.name)
+        return result and any(str(path) == place or str(path).startswith(place + os.sep) for place in named)
+
+    before = {folder / name: what for name, what in given.files.items() if isinstance(what, bytes)}
+    before |= {world.inputs / path.relative_to(world.kept): path for path in world.kept.rglob("*") if path.is_file()}
+    gone = []
+    for path, what in before.items():
+        if isinstance(what, Path):
+            if path.is_file() and stamp(path) == stamp(what):
+                continue
+            what = what.read_bytes()
+        if not (path.is_file() and path.read_bytes() == what) and not may_change(path):
+            gone.append(str(path))
+    return gone
 
 
 def visible(text):
@@ -111,10 +145,13 @@ def fault_in(status, out, err):
 
 def answer(world, seed, i, show=False):
     """How input i is answered: a dict, whose "wrong" is None if it is answered as it should be."""
-    kind, name, argv, files = case(world, seed, i)
+    given = case(world, seed, i)
+    kind, name, argv, files, environment = given
     folder = world.folder / "case"
     lay_out(folder, files)
     os.chdir(folder)
+    variables = os.environ.copy()
+    os.environ.update(environment)
     threads = torch.get_num_threads()
     status = None
     out = err = ""
@@ -139,10 +176,15 @@ def answer(world, seed, i, show=False):
     away = stray(folder, argv)
     if away:
         wrong = f"writes to {away[:3]}"
+    gone = lost(world, folder, given)
+    if gone:
+        wrong = f"loses {gone[:3]}"
     os.chdir(world.folder)
+    os.environ.clear()
+    os.environ.update(variables)
     world.restore()
     if show:
-        print(kind, name, argv, *files, status, out, err, sep="\n")
+        print(kind, name, argv, environment, *files, status, out, err, sep="\n")
     last = (visible(err) or [""])[-1]
     return dict(i=i, kind=kind, script=name, argv=argv, status=status, wrong=wrong, last=last)
 
@@ -201,7 +243,7 @@ def fuzz(world, seed, numbers):
         _, status = os.waitpid(child, 0)
         if status:  # it died of input `at`
             world.restore()
-            kind, name, argv, _ = case(world, seed, at)
+            kind, name, argv, *_ = case(world, seed, at)
             wrong = f"kills the process: {status}"
             yield dict(i=at, kind=kind, script=name, argv=argv, status=None, wrong=wrong, last="", seconds=0)
             done.add(at)

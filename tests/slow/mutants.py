@@ -1,166 +1,128 @@
-"""The tests tested: change one token of the mathematics, and see whether the tests of that file notice.
+"""The tests tested: change one token of the code, and see whether a test notices.
 
-    python tests/slow/mutants.py --n 160 --json mutants.json      an hour or two of one core; goes on where it stopped
-    python tests/slow/mutants.py --only metrics --n 20
-    python tests/slow/mutants.py --list                           how many there are to draw from
+    python tests/slow/mutants.py --n 150 --seed 3 --json mutants.json    hours of one core; goes on where it stopped
+    python tests/slow/mutants.py --only vp_sde common/cli --n 20
+    python tests/slow/mutants.py --list                                  how many there are to draw from
 
-A mutant is a copy of the repository in which one token of a schedule, kernel, sampler, loss, closed form or metric is
-another: + for -, * for /, a constant plus one or halved, < for <=, min for max, sin for cos, alpha for sigma and so on.
-Drawn with a seed, evenly over files, then over lines.  It is run against tests/test_FILE.py alone, quick tests first,
-until the first failure: then it is killed.  Each run is a fork of a process that has imported torch already.
-Left out: networks (another architecture is no mistake), plotting, files, command lines, and zip(strict=True).
+A mutant is a copy of the repository in which one token is another: + for -, * for /, a constant plus one or halved,
+< for <=, and for or, min for max, sin for cos, alpha for sigma and so on.  Every line of code inside a function has the
+same chance to be drawn.  Left out: networks (another architecture is no mistake), figures, messages, signatures, and
+the one-line settings at the top of a script.
+
+A test is asked if its file imports the mutated one, directly or through others.  First come the tests that call the
+mutated function, until one fails: then the mutant is killed.  If none does, the others of the same files are asked, and
+those that start processes, whose calls cannot be seen from here, but no more than take --budget seconds.  Each run is a
+fork of a process that has imported torch already.
 """
 
 import argparse
 import ast
-import contextlib
-import io
+import cProfile
 import json
-import keyword
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import tokenize
-from fnmatch import fnmatch
-from itertools import zip_longest
+from collections import defaultdict
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
-import imageio.v3  # noqa: F401
-import matplotlib
-import numpy as np  # noqa: F401
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+
+import mutations
 import pytest
 import torch
 
-matplotlib.use("Agg")
-import matplotlib.pyplot  # noqa: E402, F401
-
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("data", "metrics", "reference_gmm_sde", "vp_sde", "vae", "latent_prior", "dddm", "vae_gan")
-NO_MATHEMATICS = {  # what these do is files, pictures, words or plumbing; a star stands for any end
-    "main", "make_parser", "parse_args", "settle*", "take_*", "load*", "build", "sample", "sample_*", "train",
-    "training_samples", "simulate", "write_*", "save_*", "draw", "preview", "traversal", "loss_curve", "caption",
-    "told", "crystal_report", "cached_latents", "fingerprint", "channels_last", "unit", "download", "read_idx",
-    "_paired", "table", "unpack", "inception_fid", "prior_grid", "digit_map", "image_grid", "real_images", "Digit*",
-    "attention", "cloud", "compare*", "opened", "report", "panels", "make_judge", "train_classifier",
-    "_sane"}  # fmt: skip
-SWAPS = {"+": "-", "-": "+", "*": "/", "/": "*", "**": "*", "//": "*", "%": "*", "@": "*", "<": "<=", "<=": "<",
-         ">": ">=", ">=": ">", "==": "!=", "!=": "==", "+=": "-=", "-=": "+=", "*=": "/=", "/=": "*="}
-NAMES = {"min": "max", "max": "min", "sin": "cos", "cos": "sin", "alpha": "sigma", "sigma": "alpha", "exp": "expm1",
-         "expm1": "exp", "mean": "sum", "sum": "mean", "argmin": "argmax", "argmax": "argmin", "and": "or", "or": "and",
-         "True": "False", "False": "True", "beta_min": "beta_max", "beta_max": "beta_min", "sqrt": "square",
-         "square": "sqrt", "log": "log1p", "log1p": "log", "alpha_s": "sigma_s", "sigma_s": "alpha_s",
-         "alpha_t": "sigma_t", "sigma_t": "alpha_t", "clamp_min": "clamp_max", "clamp_max": "clamp_min",
-         "eps_u": "eps_c", "eps_c": "eps_u", "x0_hat": "x",
-         "ceil": "floor", "floor": "ceil", "minimum": "maximum", "maximum": "minimum",
-         "ones": "zeros", "zeros": "ones", "logsumexp": "amax", "inf": "pi", "not": "", "abs": "square", "rho": "eta"}
+FILES = {path.relative_to(ROOT).as_posix(): path for folder in ("", "common", "audits", "tests")
+         for path in sorted((ROOT / folder).glob("*.py"))}  # fmt: skip
+PRODUCT = [name for name in FILES if not name.startswith("tests/") and not name.endswith("__init__.py")]
+TESTS = [name for name in FILES if name.startswith("tests/test_") and name != "tests/test_project.py"]  # of texts
+LIMIT = 300  # seconds on top of ten times the usual ones, for a machine that is busy
+
+# ------------------------------------------------------------------------------------------------ who imports what
 
 
-def mathematics(tree):
-    """Line ranges of the functions and classes of a script that compute: [(first, last)]."""
-    ranges = []
-    for node in tree.body:
-        name = getattr(node, "name", "")
-        plumbing = any(fnmatch(name, pattern) for pattern in NO_MATHEMATICS)
-        network = isinstance(node, ast.ClassDef) and any("Module" in ast.unparse(base) for base in node.bases)
-        if name and not plumbing and not network:
-            ranges.append((node.lineno, node.end_lineno))
-    return ranges
+def text_of(name):
+    return FILES[name].read_text(encoding="utf-8")
 
 
-def out_of_bounds(tree):
-    """Lines of signatures, messages, decorators and docstrings, whose tokens say nothing about the mathematics."""
-    lines = set()
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Raise, ast.Assert, ast.Import, ast.ImportFrom)):
-            lines |= set(range(node.lineno, node.end_lineno + 1))
-        elif isinstance(node, ast.If) and isinstance(node.body[0], ast.Raise):  # what is refused: the fuzz's affair
-            lines |= set(range(node.lineno, node.body[0].end_lineno + 1))
-        elif isinstance(node, ast.FunctionDef):
-            lines |= set(range(node.lineno - len(node.decorator_list), node.body[0].lineno))
-    return lines
+@cache
+def imported(name):
+    """The files of ours that a file imports, inside functions as well."""
+    known = {path.removeprefix("tests/").removesuffix(".py").replace("/", "."): path for path in FILES}
+    found = set()
+    for node in ast.walk(ast.parse(text_of(name))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {known[module] for module in found & known.keys()}
 
 
-def other(token, before):
-    """What to write instead of a token, given the one before it; None to leave it alone."""
-    if token.type == tokenize.NUMBER:
-        if "." in token.string or "e" in token.string:
-            value = float(token.string)
-            return repr(value / 2) if value else "1.0"
-        return str(int(token.string, 0) + 1)
-    if token.type == tokenize.NAME:
-        return NAMES.get(token.string)
-    if token.type == tokenize.OP and token.string in SWAPS:
-        ends = before.string in (")", "]") or before.type in (tokenize.NAME, tokenize.NUMBER)
-        binary = ends and not keyword.iskeyword(before.string)
-        return SWAPS[token.string] if binary else "+" if token.string == "-" else None  # stars of arguments stay
-    return None
+@cache
+def reached(name):
+    """A file and all that it imports, and what they import."""
+    seen = set()
+    todo = [name]
+    while todo:
+        at = todo.pop()
+        if at not in seen:
+            seen.add(at)
+            todo += imported(at)
+    return seen
 
 
-def mutants_of(name):
-    """Every single-token mutant of a script: [(line, column, what was, what is)]."""
-    text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
-    tree, found = ast.parse(text), []
-    ranges, skip, lines = mathematics(tree), out_of_bounds(tree), text.splitlines()
-    tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type != tokenize.COMMENT]
-    for before, token in zip(tokens, tokens[1:], strict=False):
-        line, column = token.start
-        if line in skip or not any(a <= line <= b for a, b in ranges):
-            continue
-        if lines[line - 1].endswith("strict=", 0, column):  # the lengths that zip checks: a habit, not mathematics
-            continue
-        new = other(token, before)
-        if new is None or new == token.string:
-            continue
-        with contextlib.suppress(SyntaxError):
-            ast.parse(change(text, line, column, token.string, new))
-            found.append((line, column, token.string, new))
-    return found
+def starts_processes(test):
+    return re.search(r"subprocess|os\.fork", text_of(test))
 
 
-def change(text, line, column, was, new):
-    lines = text.splitlines(keepends=True)
-    row = lines[line - 1]
-    lines[line - 1] = row[:column] + new + row[column + len(was) :]
-    return "".join(lines)
+# ------------------------------------------------------------------------------------------------ one run of tests
 
 
-def draw(names, n, seed):
-    """n mutants, as many of each file, and within a file of as many lines as there are."""
-    pools = []
-    for name in names:
-        rng, lines = random.Random(f"{seed} {name}"), {}  # another file changes nothing about this one's
-        for mutant in mutants_of(name):
-            lines.setdefault(mutant[0], []).append((name, *mutant))
-        for several in lines.values():
-            rng.shuffle(several)
-        layers = [[m for m in layer if m] for layer in zip_longest(*lines.values())]  # one of every line, another, ...
-        for layer in layers:
-            rng.shuffle(layer)
-        pools.append([mutant for layer in layers for mutant in layer])
-    chosen = set([m for turn in zip_longest(*pools) for m in turn if m][:n])
-    return [mutant for pool in pools for mutant in pool if mutant in chosen]
+class Watch:
+    """A pytest plugin: which tests to run, in which order; and who failed, how long each took, and what it called."""
 
-
-# ----------------------------------------------------------------------------------------------------------- one mutant
-
-
-class Order:
-    """A pytest plugin: quick tests first, by what they took when nothing was wrong; and who failed, and times."""
-
-    def __init__(self, known=None, skip=()):
-        self.known, self.skip, self.times, self.failed = known or {}, set(skip), {}, []
+    def __init__(self, order=None, copy=None):
+        self.order = order
+        self.copy = copy  # of which calls are noted, if it is given
+        self.times = {}
+        self.calls = defaultdict(set)  # {test: functions, "file:outermost name"}
+        self.failed = []
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items):
-        items[:] = sorted((i for i in items if i.nodeid not in self.skip), key=lambda i: self.known.get(i.nodeid, 0))
+        if self.order is not None:
+            place = {test: i for i, test in enumerate(self.order)}
+            items[:] = sorted((item for item in items if item.nodeid in place), key=lambda item: place[item.nodeid])
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        if not self.copy:
+            return (yield)
+        profile = cProfile.Profile(builtins=False)
+        start = time.process_time()
+        profile.enable()
+        try:
+            return (yield)
+        finally:
+            profile.disable()
+            self.times[item.nodeid] = time.process_time() - start  # which a busy machine does not stretch
+            codes = {entry.code for entry in profile.getstats()}
+            self.calls[item.nodeid] = set(map(self.function, codes)) - {None}
+
+    def function(self, code):
+        """"common/files.py:write_json" of a function, or of what is inside it; None if it is none of ours."""
+        name = os.path.relpath(code.co_filename, self.copy)
+        return f"{name}:{code.co_qualname.partition('.<locals>')[0]}" if name in FILES else None
 
     def pytest_runtest_logreport(self, report):
-        self.times[report.nodeid] = self.times.get(report.nodeid, 0) + report.duration
         if report.failed:
             self.failed.append(report.nodeid)
 
@@ -169,39 +131,103 @@ class Order:
             self.failed.append("the import")
 
 
-def in_a_fork(copy, name, known, skip, first, limit):
-    """Run the tests of a script in the copy: (exit status or 'timeout', tests that failed, their times, seconds)."""
-    start, (read, write) = time.perf_counter(), os.pipe()
-    if not (child := os.fork()):
+def run_tests(copy, files, watch, first=True, limit=1800):
+    """In a fork, run tests of the copy: {status: of pytest, or "timeout", or "died"; failed; times; calls}."""
+    start = time.perf_counter()
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
         os.close(read)
         try:
             os.setsid()  # so that its own children can be ended with it
             os.chdir(copy)
-            sys.path[:] = [str(copy), *(p for p in sys.path if not Path(p or ".").resolve().is_relative_to(ROOT))]
-            sys.dont_write_bytecode = True
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), 1)
-                os.dup2(nowhere.fileno(), 2)
-            order = Order(known, skip)
-            argv = ["-q", "--tb=no", "-p", "no:cacheprovider", "-o", "addopts=", f"tests/test_{name}.py"]
-            status = int(pytest.main(argv + ["-x"] * first, plugins=[order]))
+            here = [path for path in sys.path if not Path(path or ".").resolve().is_relative_to(ROOT)]
+            sys.path[:] = [str(copy), *here]
+            for stream in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+            words = ["-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", *files]
+            status = int(pytest.main(words + ["-x"] * first, plugins=[watch]))
+            calls = {test: sorted(called) for test, called in watch.calls.items()}
             with os.fdopen(write, "w") as report:
-                json.dump(dict(status=status, failed=order.failed, times=order.times), report)
+                json.dump(dict(status=status, failed=watch.failed, times=watch.times, calls=calls), report)
         finally:
             os._exit(0)
+
     os.close(write)
-    timer = signal.signal(signal.SIGALRM, lambda *_: os.killpg(child, signal.SIGKILL))
+    signal.signal(signal.SIGALRM, lambda *_: os.killpg(child, signal.SIGKILL))
     signal.alarm(int(limit))
     with os.fdopen(read) as report:
         text = report.read()
     os.waitpid(child, 0)
     signal.alarm(0)
-    signal.signal(signal.SIGALRM, timer)
-    seconds = time.perf_counter() - start
-    if not text:
-        return ("timeout" if seconds >= int(limit) else "died"), [], {}, seconds
-    said = json.loads(text)
-    return said["status"], said["failed"], said["times"], seconds
+    if text:
+        return json.loads(text)
+    late = time.perf_counter() - start >= int(limit)
+    return dict(status="timeout" if late else "died", failed=[], times={}, calls={})
+
+
+class Suite:
+    """The tests as they are when nothing is wrong: what each takes, and which functions it calls."""
+
+    def __init__(self, copy, budget, kept):
+        self.copy = copy
+        self.budget = budget
+        self.times = {}
+        self.calls = {}
+        start = time.perf_counter()
+        for name in TESTS:  # each in a process of its own, so that no cache hides a call
+            found = self.known(name, kept)
+            out = {test for test, took in found["times"].items() if took > budget} | set(found["failed"])
+            self.times |= {test: took for test, took in found["times"].items() if test not in out}
+            self.calls |= {test: set(called) for test, called in found["calls"].items() if test not in out}
+            if out or not found["times"]:
+                print(f"{name}: left out {sorted(out) or 'all'}", flush=True)
+        total = sum(self.times.values())
+        print(f"{len(self.times)} tests of {total:.0f} s, in {time.perf_counter() - start:.0f} s", flush=True)
+
+    def known(self, name, kept):
+        """What a file of tests does, measured, or as it is in the folder of what was measured before."""
+        if not kept:
+            return run_tests(self.copy, [name], Watch(copy=self.copy), first=False)
+        path = kept / f"{Path(name).stem}.json"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(self.known(name, None)))
+        return json.loads(path.read_text())
+
+    def ordered(self, tests, name):
+        """File by file, as fixtures want it: first those that import the mutated file, then the quick ones."""
+        seconds = defaultdict(float)
+        for test in tests:
+            seconds[file_of(test)] += self.times[test]
+        nearest = {file: name not in imported(file) for file in seconds}
+        return sorted(tests, key=lambda t: (nearest[file_of(t)], seconds[file_of(t)], file_of(t), self.times[t]))
+
+    def against(self, name, function):
+        """Who kills the mutant that lies in the copy: a test, "timeout" or "died"; None if nobody does."""
+        near = [test for test in self.times if name in reached(file_of(test))]
+        callers = {test for test in near if f"{name}:{function}" in self.calls.get(test, ())}
+        files = set(map(file_of, callers))
+        others = {test for test in near if file_of(test) in files or starts_processes(file_of(test))} - callers
+
+        budget = self.budget
+        for tests in (self.ordered(callers, name), self.ordered(others, name)):
+            asked = []
+            for test in tests:
+                if self.times[test] <= budget:
+                    asked.append(test)
+                    budget -= self.times[test]
+            if not asked:
+                continue
+            limit = LIMIT + 10 * sum(self.times[test] for test in asked)
+            found = run_tests(self.copy, sorted(set(map(file_of, asked))), Watch(order=asked), limit=limit)
+            if found["status"] != 0:
+                return found["failed"][0] if found["failed"] else str(found["status"])
+        return None
+
+
+def file_of(test):
+    return test.partition("::")[0]
 
 
 def copy_tree(folder):
@@ -214,58 +240,81 @@ def copy_tree(folder):
     (folder / "assets").symlink_to(ROOT / "assets")
 
 
-def main():
+# ------------------------------------------------------------------------------------------------ all of them
+
+
+def parsed():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--n", type=int, default=160, help="mutants (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", choices=MODULES, help="scripts (default: all that are there)")
-    parser.add_argument("--json", metavar="FILE", help="where results are kept; what is there is not made again")
-    parser.add_argument("--list", action="store_true", help="only count them")
-    parser.add_argument("--slowest", type=float, default=30, help="leave out tests slower than this, seconds")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    names = [n for n in args.only or MODULES if (ROOT / f"{n}.py").exists() and (ROOT / f"tests/test_{n}.py").exists()]
+    add = parser.add_argument
+    add("--n", type=int, default=150, help="mutants (default %(default)s)")
+    add("--seed", type=int, default=0)
+    add("--only", nargs="+", metavar="NAME", help="vp_sde, common/cli ... (default: all)")
+    add("--json", metavar="FILE", help="where results are kept, in FILE.tests/ what tests do; it goes on from there")
+    add("--list", action="store_true", help="only count them")
+    add("--budget", type=float, default=60, help="seconds of tests run against one mutant (default %(default)s)")
+    return parser.parse_args()
+
+
+def draw(pools, n, seed):
+    """n mutants (file, mutant): lines of code, each with the same chance, and of each line one mutant."""
+    lines = defaultdict(list)
+    for name, mutants in pools.items():
+        for mutant in mutants:
+            lines[name, mutant.line].append(mutant)
+    rng = random.Random(seed)
+    order = rng.sample(sorted(lines), len(lines))
+    chosen = [(name, rng.choice(lines[name, line])) for name, line in order]
+    valid = (pick for pick in chosen if mutations.is_python(mutations.change(text_of(pick[0]), pick[1])))
+    return list(islice(valid, n))
+
+
+def summary(results):
+    print(f"\n{'file':32}{'mutants':>8}{'killed':>8}{'share':>8}")
+    for name in [*sorted({r["file"] for r in results}), "all"]:
+        ours = [r["by"] is not None for r in results if name in (r["file"], "all")]
+        if ours:
+            print(f"{name:32}{len(ours):8}{sum(ours):8}{100 * sum(ours) / len(ours):7.0f}%")
+    for r in results:
+        if r["by"] is None:
+            print(f"survivor: {r['file']}:{r['line']}: {r['was']} -> {r['new']}: {r['source']}")
+
+
+def main():
+    args = parsed()
+    wanted = {f"{name}.py" for name in args.only or []} or set(PRODUCT)
+    pools = {name: mutations.of(text_of(name)) for name in PRODUCT if name in wanted}
     if args.list:
-        for name in names:
-            print(f"{name:20}{len(mutants_of(name)):6}")
+        for name, mutants in pools.items():
+            print(f"{name:32}{len({m.line for m in mutants}):6} lines{len(mutants):6} mutants")
         return
+
     kept = Path(args.json) if args.json else None
     results = json.loads(kept.read_text()) if kept and kept.exists() else []
-    done, known = {(r["script"], r["line"], r["column"], r["new"]) for r in results}, {}
+    done = {(r["file"], r["line"], r["column"], r["new"]) for r in results}
+    torch.set_num_threads(1)
+    sys.dont_write_bytecode = True
     with tempfile.TemporaryDirectory(prefix="mutants") as folder:
         copy = Path(folder).resolve()
         copy_tree(copy)
-        for name, line, column, was, new in draw(names, args.n, args.seed):
-            if (name, line, column, new) in done:
+        suite = Suite(copy, args.budget, kept and Path(f"{kept}.tests"))
+        for name, m in draw(pools, args.n, args.seed):
+            if (name, m.line, m.column, m.new) in done:
                 continue
-            if name not in known:
-                _, failed, times, seconds = in_a_fork(copy, name, None, (), False, 1800)
-                skip = {*failed, *(test for test, took in times.items() if took > args.slowest)}
-                known[name] = times, skip, seconds
-                print(f"{name}: {len(times)} tests, {seconds:.0f} s as it is; left out: {sorted(skip)}", flush=True)
-            times, skip, usual = known[name]
-            path, text = copy / f"{name}.py", (ROOT / f"{name}.py").read_text(encoding="utf-8")
-            path.write_text(change(text, line, column, was, new), encoding="utf-8")
+            text = text_of(name)
+            (copy / name).write_text(mutations.change(text, m), encoding="utf-8")
+            start = time.perf_counter()
             try:
-                status, failed, _, seconds = in_a_fork(copy, name, times, skip, True, 60 + 4 * usual)
+                by = suite.against(name, m.function)
             finally:
-                path.write_text(text, encoding="utf-8")
-            killed = status != 0
-            source = text.splitlines()[line - 1].strip()
-            results.append(dict(script=name, line=line, column=column, was=was, new=new, source=source, killed=killed,
-                                by=failed[0].rpartition("::")[2] if failed else str(status), seconds=round(seconds, 1)))
+                (copy / name).write_text(text, encoding="utf-8")
+            seconds = round(time.perf_counter() - start, 1)
+            source = text.splitlines()[m.line - 1].strip()
+            results.append(dict(file=name, **m._asdict(), source=source, by=by, seconds=seconds))
             if kept:
                 kept.write_text(json.dumps(results, indent=1) + "\n")
-            how = f"killed by {results[-1]['by']}" if killed else "SURVIVES"
-            print(f"{name}:{line}:{column}  {was} -> {new}  {how}  {seconds:.0f} s   {source}", flush=True)
-    print(f"\n{'script':20}{'mutants':>8}{'killed':>8}{'share':>8}")
-    for name in [*names, "all"]:
-        ours = [r["killed"] for r in results if name in (r["script"], "all")]
-        if ours:
-            print(f"{name:20}{len(ours):8}{sum(ours):8}{100 * sum(ours) / len(ours):7.0f}%")
-    for r in results:
-        if not r["killed"]:
-            print(f"survivor: {r['script']}.py:{r['line']}: {r['was']} -> {r['new']}: {r['source']}")
+            how = f"killed by {by}" if by else "SURVIVES"
+            print(f"{name}:{m.line}: {m.was} -> {m.new}: {source}\n    {how}, {seconds:.0f} s", flush=True)
+    summary(results)
 
 
 if __name__ == "__main__":

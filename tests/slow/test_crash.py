@@ -1,6 +1,6 @@
 """Power cuts and full disks: runs are killed at random moments, starved of room, and started twice at once.
 
-    python -m pytest tests/slow/test_crash.py      several minutes of one core
+    python -m pytest -n 0 tests/slow/test_crash.py      several minutes of one core
 
 Whatever happens, a file that has its final name is whole (half-written ones are hidden, `.name.PID`), the last
 checkpoint loads and goes on, and what the folder held before is still there or replaced by what was to come.
@@ -17,20 +17,19 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+import traceback
 
+from common.checkpoints import load_checkpoint
+
+import matplotlib.pyplot  # noqa: F401  before the forks, like what an optimizer imports when it is made
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-import training  # noqa: E402
-
 TINY = ["--batch-size=2", "--save-every=2", "--n=2", "--precision=float32"]
 TRAININGS = {  # tiny, and without an end
-    "points": ("vp_sde", ["--data=S", "--steps=2", "--n=8", "--save-every=3", "--batch-size=8"]),
+    "points": ("vp_sde_2d", ["--steps=2", "--n=8", "--save-every=3", "--batch-size=8"]),
     "crystals": ("vp_sde", [*TINY, "--img-size=16", "--steps=2"]),
     "vae": ("vae", [*TINY, "--img-size=16"]),
 }
@@ -40,8 +39,8 @@ TRAININGS = {  # tiny, and without an end
 def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for name in {script for script, _ in TRAININGS.values()}:
-        importlib.import_module(name)  # before the forks, as is what an optimizer imports when it is made
+    for script, _ in TRAININGS.values():
+        importlib.import_module(script)
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
     yield
     torch.set_num_threads(threads)
@@ -49,7 +48,8 @@ def one_thread():
 
 def start(script, argv, log, room=None):
     """A process that runs the script; its words go to log, a file or pipe.  room: bytes that a file may have."""
-    if child := os.fork():
+    child = os.fork()
+    if child:
         return child
     status = 70
     try:
@@ -65,8 +65,6 @@ def start(script, argv, log, room=None):
         except SystemExit as stop:
             status = stop.code or 0
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         os._exit(status)
@@ -105,30 +103,51 @@ def whole(folder):
     return names
 
 
+def ended(child):
+    return os.waitpid(child, os.WNOHANG) != (0, 0)
+
+
+def kill(child):
+    os.kill(child, signal.SIGKILL)
+    return status_of(child)
+
+
+def half_written(folder):
+    return [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def seconds_to_a_checkpoint(script, fresh, out, log):
+    """How long a training takes to its first checkpoint, here and today."""
+    began = time.perf_counter()
+    child = start(script, [*fresh, "--out", out], log)
+    while not (out / "last.pt").exists():
+        assert time.perf_counter() < began + 300 and not ended(child), log.read_text()
+        time.sleep(0.01)
+    usual = time.perf_counter() - began
+    kill(child)
+    whole(out)
+    return usual
+
+
 @pytest.mark.parametrize("which", TRAININGS)
 def test_kill_9_while_training(which, tmp_path):
     """Ten trainings of each kind, each of the last eight going on from where the one before was killed."""
     script, argv = TRAININGS[which]
-    rng, out, log, reached = random.Random(which), tmp_path / "run", tmp_path / "log", 0
-    fresh, began = ["--train", "--train-steps=1000000", *argv], time.perf_counter()
-    child = start(script, [*fresh, "--out", tmp_path / "measured"], log)
-    while not (tmp_path / "measured" / "last.pt").exists():  # how long the way to a checkpoint is, here and today
-        assert time.perf_counter() < began + 300 and os.waitpid(child, os.WNOHANG) == (0, 0), log.read_text()
-        time.sleep(0.01)
-    usual = time.perf_counter() - began
-    os.kill(child, signal.SIGKILL)
-    status_of(child)
-    whole(tmp_path / "measured")
+    rng = random.Random(which)
+    out = tmp_path / "run"
+    log = tmp_path / "log"
+    reached = 0
+    fresh = ["--train", "--train-steps=1000000", *argv]
+    usual = seconds_to_a_checkpoint(script, fresh, tmp_path / "measured", log)
     for i in range(10):
-        child = start(script, [*(["--resume"] if (out / "last.pt").exists() else fresh), "--out", out], log)
+        flags = ["--resume"] if (out / "last.pt").exists() else fresh
+        child = start(script, [*flags, "--out", out], log)
         time.sleep(rng.uniform(0, usual if i < 2 else 2 * usual))
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), log.read_text()  # not ended by itself
-        os.kill(child, signal.SIGKILL)
-        assert status_of(child) == -signal.SIGKILL
+        assert kill(child) == -signal.SIGKILL, log.read_text()  # not ended by itself
         if out.exists():
             whole(out)
         if (out / "last.pt").exists():
-            step = training.load_run(out, script)["step"]
+            step = load_checkpoint(out, script)["step"]
             assert step >= reached
             reached = step
     assert reached > 0
@@ -138,24 +157,26 @@ def test_kill_9_while_training(which, tmp_path):
 def test_kill_9_while_sampling(which, tmp_path):
     """Ten times: every file is the old one, or the new one, to the bit."""
     script, argv = TRAININGS[which]
-    out, log = tmp_path / "run", tmp_path / "log"
-    assert run(script, ["--train", "--train-steps=1", *argv, "--out", tmp_path / "net"], log) == 0
+    out = tmp_path / "run"
+    log = tmp_path / "log"
+    assert run(script, ["--train", "--train-steps=1", *argv, "--out", tmp_path / "net"], log) == 0, log.read_text()
     sample = ["--ckpt", tmp_path / "net", "--n=4", "--steps=40"]
-    contents, began = {}, time.perf_counter()
+    contents = {}
+    began = time.perf_counter()
     for seed in (1, 0):
         assert run(script, [*sample, "--seed", seed, "--out", out], log) == 0, log.read_text()
         for name in whole(out):
             contents.setdefault(name, set()).add((out / name).read_bytes())
-    usual, rng = (time.perf_counter() - began) / 2, random.Random(which)
+    usual = (time.perf_counter() - began) / 2
+
+    rng = random.Random(which)
     for _ in range(10):
         child = start(script, [*sample, "--seed", 1, "--out", out], log)
         time.sleep(rng.uniform(0, 1.1 * usual))
-        if os.waitpid(child, os.WNOHANG) == (0, 0):
-            os.kill(child, signal.SIGKILL)
-            status_of(child)
-        names = whole(out)
-        assert names == sorted(contents)
-        for name in set(names) - {"metrics.json"}:  # which says how many seconds it took
+        if not ended(child):
+            kill(child)
+        assert whole(out) == sorted(contents)
+        for name in contents.keys() - {"metrics.json"}:  # which says how many seconds it took
             assert (out / name).read_bytes() in contents[name], name
         assert run(script, [*sample, "--seed", 0, "--out", out], log) == 0  # back to the start
 
@@ -164,22 +185,25 @@ def test_kill_9_while_sampling(which, tmp_path):
 def test_no_room_for_a_file(room, tmp_path):
     """Training and sampling, where no file may be larger than that: one line and the old files, or success."""
     script, argv = TRAININGS["crystals"]
-    out, log = tmp_path / "run", tmp_path / "log"
-    assert run(script, ["--train", "--train-steps=1", *argv, "--out", out], log) == 0
+    out = tmp_path / "run"
+    log = tmp_path / "log"
+    assert run(script, ["--train", "--train-steps=1", *argv, "--out", out], log) == 0, log.read_text()
     old = {name: (out / name).read_bytes() for name in whole(out)}
     samples = tmp_path / "samples"
-    assert run(script, ["--ckpt", out, "--n=2", "--steps=3", "--out", samples], log) == 0
-    drawn = whole(samples)
-    for folder, names, flags in ((samples, drawn, ["--ckpt", out, "--n=2", "--steps=3", "--seed=5"]),
-                                 (out, sorted(old), ["--resume", "--train-steps=4"])):
-        status, said = run(script, [*flags, "--out", folder], log, room=room), log.read_text()
+    sample = ["--ckpt", out, "--n=2", "--steps=3", "--out", samples]
+    assert run(script, sample, log) == 0, log.read_text()
+
+    for folder, flags in ((samples, [*sample, "--seed=5"]), (out, ["--resume", "--train-steps=4", "--out", out])):
+        names = whole(folder)
+        status = run(script, flags, log, room=room)
+        said = log.read_text()
         assert status in (0, 2) and "Traceback" not in said, said
         assert (status == 2) == (": error: " in said.strip().splitlines()[-1])
         assert whole(folder) == names
-        assert not [p for p in folder.iterdir() if p.name.startswith(".")]  # it had the time to tidy up
+        assert not half_written(folder)  # it had the time to tidy up
     if room == 0:
-        log_file = {"log.jsonl"}
-        assert status == 2 and all((out / n).read_bytes() == b for n, b in old.items() if n not in log_file)
+        kept = old.keys() - {"log.jsonl"}
+        assert status == 2 and all((out / name).read_bytes() == old[name] for name in kept)
 
 
 def test_a_disk_that_is_full(tmp_path):
@@ -195,7 +219,7 @@ def test_a_disk_that_is_full(tmp_path):
         said = (tmp_path / "log").read_text()
         assert status == 2 and "No space left" in said.splitlines()[-1] and "Traceback" not in said
         whole(disk / "run")
-        assert not [p for p in (disk / "run").iterdir() if p.name.startswith(".")]
+        assert not half_written(disk / "run")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -205,11 +229,12 @@ def test_two_runs_at_once_under_one_name(which, tmp_path):
     """Who is last wins; nobody is shown a traceback, and every file is of one of them."""
     script, argv = TRAININGS[which]
     for i in range(3):
-        out, logs = tmp_path / f"run{i}", [tmp_path / "a", tmp_path / "b"]
+        out = tmp_path / f"run{i}"
+        logs = [tmp_path / "a", tmp_path / "b"]
         both = [start(script, ["--train", "--train-steps=6", *argv, "--out", out], log) for log in logs]
         statuses = [status_of(child) for child in both]
         said = "".join(log.read_text() for log in logs)
         assert 0 in statuses and set(statuses) <= {0, 2} and "Traceback" not in said, said
         whole(out)
-        assert training.load_run(out, script)["step"] == 6
-        assert not [p for p in out.iterdir() if p.name.startswith(".")]
+        assert load_checkpoint(out, script)["step"] == 6
+        assert not half_written(out)
