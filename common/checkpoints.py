@@ -1,6 +1,7 @@
 """Checkpoints: one plain dict each, loaded without running code that may be in the file.
 
-    edition, script, config, contents, step, seconds, machine       what it is, and how it was made
+    edition, script, predicts, config, contents                     what it is
+    step, seconds, machine                                          how it was made
     ema                                                             the averaged weights
     model, optimizer, sums                                          what --resume continues from
 
@@ -134,7 +135,7 @@ def ship(source, target):
         raise ValueError(f"{target} is a folder: name a file in it")
     if target.exists() and "optimizer" in load_checkpoint(target):
         raise ValueError(f"{target} holds a training, which would be lost: name another file")
-    kept = {key: checkpoint[key] for key in (*KINDS, "machine") if key in checkpoint}
+    kept = {key: checkpoint[key] for key in (*KINDS, "machine", "predicts") if key in checkpoint}
     if not all(map(torch.is_tensor, kept["ema"].values())):
         raise ValueError(f"{source} is damaged: not all of its weights are tensors")
     here = {"out": None, "data_dir": "data"}  # what folders were called where it was trained
