@@ -12,7 +12,8 @@ from common.seeds import generator
 from conftest import arrays, same, state
 from conftest import run as run_main
 from small import Cosine, run_of
-from vp_sde import VP, Learned
+from vp_sde import VP
+from vp_sde_2d import LearnedV, v_loss
 
 import numpy as np
 import pytest
@@ -104,8 +105,22 @@ def test_the_network_that_ships_is_near_the_exact_score(shape):
     net = runs.load_net(vp_sde_2d.build(settings), run)
     gmm = vp_sde_2d.mixture(settings, net.schedule)
     held_out = vp_sde_2d.training_points(gmm, 7, 0, 1000, held_out=True)
-    errors = score_errors(Learned(net, run_of(settings)), vp_sde_2d.Exact(gmm, net.schedule), held_out, seed=7)
+    errors = score_errors(LearnedV(net, run_of(settings)), vp_sde_2d.Exact(gmm, net.schedule), held_out, seed=7)
     assert errors["score_error"] < 0.001 and errors["bins"]["0.94"] < 1e-6
+
+
+def test_eps_and_v_of_points_are_one_thing():
+    x0, eps = torch.randn(2, 50, 2, dtype=torch.float64)
+    _, alpha, sigma = VP().at(0.5)
+
+    def net(x, times):
+        return alpha * eps - sigma * x0
+
+    net.schedule = VP()
+    got = LearnedV(net, run_of(config())).eps(alpha * x0 + sigma * eps, 0.5)
+    np.testing.assert_allclose(got, eps, atol=1e-12)
+    assert v_loss(net, VP(), x0, torch.full((50,), 0.5), eps) < 1e-12
+    assert v_loss(net, VP(), x0 + 1, torch.full((50,), 0.5), eps) > 1e-3
 
 
 class Spy(torch.nn.Module):

@@ -88,21 +88,31 @@ def test_a_training_leaves_its_checkpoint_its_curves_and_samples(trained):
 
 
 def test_stopped_and_resumed_equals_never_stopped(trained, tmp_path, samples_only, monkeypatch, capsys):
-    plain_loss = vp_sde.v_loss
+    plain_loss = vp_sde.x0_loss
     calls = []
 
-    def v_loss(*args):
+    def x0_loss(*args):
         calls.append(1)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return plain_loss(*args)
 
-    monkeypatch.setattr(vp_sde, "v_loss", v_loss)
+    monkeypatch.setattr(vp_sde, "x0_loss", x0_loss)
     assert run(*TINY, "--out", tmp_path) == 130
     assert "stopped at step 2" in capsys.readouterr().err and state(tmp_path)["step"] == 2
     assert run("--resume", "--out", tmp_path) == 0
     assert same(state(tmp_path), state(trained))
     assert same(arrays(tmp_path), arrays(trained))
+
+
+def test_a_network_that_returns_something_else_is_no_network_of_this_script(trained, tmp_path, mistake):
+    other = state(trained) | {"predicts": "v"}
+    torch.save(other, tmp_path / "last.pt")
+    for words in (["--ckpt", tmp_path / "last.pt"], ["--resume", "--out", tmp_path]):
+        assert "returns v, not x0: train anew" in mistake(vp_sde.main, *words)
+    del other["predicts"]
+    torch.save(other, tmp_path / "last.pt")
+    assert "another kind of answer, not x0" in mistake(vp_sde.main, "--ckpt", tmp_path / "last.pt")
 
 
 def test_use_ema_0_samples_with_the_weights_of_the_last_step(trained, tmp_path, samples_only):

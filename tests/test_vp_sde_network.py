@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import data
 import vp_sde
 from small import lively_unet, run_of
-from vp_sde import VP, Learned, UNet, guided_eps, v_loss
+from vp_sde import VP, Learned, UNet, guided_eps, x0_loss
 
 import numpy as np
 import pytest
@@ -13,19 +13,17 @@ import torch
 
 
 def perfect_net(x0, schedule):
-    """v of a network that knows x_0."""
+    """A network that knows x_0."""
 
-    def net(x, times, *condition):
-        t = times[0].item()
-        _, alpha, sigma = schedule.at(t)
-        return alpha * (x - alpha * x0) / sigma - sigma * x0
+    def net(x, times, condition):
+        return x0
 
     net.schedule = schedule
     return net
 
 
 @pytest.mark.parametrize("t", [0.005, 0.2, 0.6, 1.0])
-def test_eps_score_v_and_x0_are_one_thing(t):
+def test_eps_score_and_x0_are_one_thing(t):
     g = torch.Generator().manual_seed(0)
     x0, eps = torch.randn(2, 4, 1, 16, 16, generator=g, dtype=torch.float64)
     t = float(torch.tensor(t))  # the network sees float32
@@ -42,17 +40,21 @@ def test_eps_score_v_and_x0_are_one_thing(t):
         np.testing.assert_allclose(vp_sde.x0_of(x, got, alpha, sigma), x0, atol=1e-10)
 
     times = torch.full((4,), t)
-    assert v_loss(net, VP(), x0, times, eps, condition) < 1e-12
-    assert v_loss(net, VP(), x0 + 1, times, eps, condition) > 1e-3
+    assert x0_loss(net, VP(), x0, times, eps, condition) == 0
+    off_by_one = x0_loss(net, VP(), x0 + 1, times, eps, condition)
+    np.testing.assert_allclose(off_by_one, 1 / max(sigma, 0.2) ** 2, rtol=1e-5)
 
 
-def test_points_have_no_condition():
-    x0, eps = torch.randn(2, 50, 2, dtype=torch.float64)
-    _, alpha, sigma = VP().at(0.5)
-    net = perfect_net(x0, VP())
-    got = Learned(net, run_of(vp_sde.Config())).eps(alpha * x0 + sigma * eps, 0.5)
-    np.testing.assert_allclose(got, eps, atol=1e-12)
-    assert v_loss(net, VP(), x0, torch.full((50,), 0.5), eps) < 1e-12
+def test_near_the_noise_the_loss_is_that_of_v():
+    g = torch.Generator().manual_seed(0)
+    x0, x0_hat, eps = torch.randn(3, 4, 1, 16, 16, generator=g, dtype=torch.float64)
+    t = torch.tensor([0.1, 0.3, 0.6, 1.0])
+    alpha, sigma = (a.view(4, 1, 1, 1).double() for a in VP().alpha_sigma(t))
+    assert sigma.min() > 0.2
+    x_t = alpha * x0 + sigma * eps
+    v_hat = (alpha * x_t - x0_hat) / sigma
+    loss = x0_loss(perfect_net(x0_hat, VP()), VP(), x0, t, eps, data.default_conditions(4))
+    np.testing.assert_allclose(loss, (v_hat - alpha * eps + sigma * x0).square().mean(), rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------- the network

@@ -82,14 +82,14 @@ def test_the_exact_score_of_points_belongs_to_another_b():
 
 
 def perfect(schedule, size=16):
-    """What Learned makes of a network whose v is that of the closed form under a schedule."""
+    """What Learned makes of a network whose x_0 is that of the closed form under a schedule."""
     exact = ExactModel(schedule, size)
 
     def net(x, times, condition):
         t = times[0].item()
         _, alpha, sigma = schedule.at(t)
         eps = exact.eps(x, t, condition)
-        return (eps - sigma * x) / alpha
+        return (x - sigma * eps) / alpha
 
     net.schedule = schedule
     return Learned(net, run_of(vp_sde.Config()))
