@@ -34,7 +34,8 @@ def test_claim(check):
 
 def save(path, script, config, net, **more):
     """A checkpoint as a training writes it, of a network that has learned nothing."""
-    about = dict(script=script, config=runs.settings_of(config), contents={}, step=7, seconds=65.0)
+    about = dict(script=script, predicts=config.predicts, config=runs.settings_of(config))
+    about |= dict(contents={}, step=7, seconds=65.0)
     checkpoints.save_checkpoint(path, about | dict(ema=net.state_dict()) | more)
     return path
 

@@ -106,7 +106,7 @@ def test_stopped_and_resumed_equals_never_stopped(trained, tmp_path, samples_onl
 
 
 def test_a_network_that_returns_something_else_is_no_network_of_this_script(trained, tmp_path, mistake):
-    other = state(trained) | {"predicts": "v"}
+    other = load_checkpoint(trained) | {"predicts": "v"}
     torch.save(other, tmp_path / "last.pt")
     for words in (["--ckpt", tmp_path / "last.pt"], ["--resume", "--out", tmp_path]):
         assert "returns v, not x0: train anew" in mistake(vp_sde.main, *words)
