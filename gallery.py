@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import data
+import dddm_dit
 import vp_sde
 from audits import pairs, score, score_of_crystals
 from audits.networks import opened
@@ -242,6 +243,22 @@ def solvers(out, ckpt, kind=1, theta=0.3, calls=(1, 2, 3, 5, 10, 50)):
     draw_sheet(out / "solvers.png", "Solvers: one noise, more and more calls", about, rows)
 
 
+def few_calls(out, ckpt, theta=0.3, calls=(1, 2, 4, 8)):
+    """Distributional diffusion draws x_0 instead of its mean: a crystal of each type, by calls."""
+    net, run = opened(dddm_dit, SHIPPED / "dddm_dit_crystals.pt")
+    condition = each_type(theta)
+    rows = []
+    for n in calls:
+        x = dddm_dit.draw(net, run.with_settings(n=4, steps=n), condition).x
+        x = data.unit(x).double()
+        errors = crystal_error(x, condition.kind, condition.cont[:, 1]).error.tolist()
+        captions = [f"error {error:.3f}" for error in errors]
+        rows.append(Row(f"{n} call{'s' * (n > 1)}", x, captions))
+
+    about = "A call draws one of the images that the noisy one may come from, and not their mean."
+    draw_sheet(out / "dddm_dit.png", "Few calls: draws instead of means", about, rows)
+
+
 def audit(out, ckpt):
     """What audit.py draws of learned networks, without its claims."""
     score_of_crystals.draw(pairs.load(ckpt), out)
@@ -262,6 +279,7 @@ FIGURES = {  # and what they show
     "latent": "one latent of the conditional VAE at a time",
     "priors": "three priors of one VAE, under the same conditions",
     "dddm": "few steps of distributional diffusion",
+    "few-calls": "the same on crystals, by a transformer",
     "digits": "digits of a VAE, without and with an adversary",
     "map": "a plane of digits",
     "preview": "the data",
@@ -275,10 +293,11 @@ OWN = {
     "solvers": solvers,
     "strip": strip,
     "sweep": sweep,
+    "few-calls": few_calls,
     "preview": preview,
     "audit": audit,
 }
-OF_CRYSTALS = {*OWN, "samples"} - {"preview"}  # these take another --ckpt
+OF_CRYSTALS = {*OWN, "samples"} - {"preview", "few-calls"}  # these take another --ckpt
 
 
 @dataclass(kw_only=True)

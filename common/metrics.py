@@ -249,10 +249,6 @@ def describe(numbers) -> str:
     return "\n".join(lines)
 
 
-def print_crystal_report(numbers):
-    print(describe(numbers))
-
-
 def caption(kind, theta, aspect=None) -> str:
     """A crystal in words that fit under a tile: "rectangular 12°, b/a 0.93"."""
     words = f"{KINDS[int(kind)]} {math.degrees(float(theta)):.0f}°"

@@ -39,7 +39,7 @@ def test_every_figure_is_listed_and_drawn_in_one_way(capsys):
 
 def test_every_figure_of_the_readme_has_a_command():
     made = {"crystals.png", "theta_sweep.gif", "strip.png", "crystals_error.png", "S_clouds.gif"}
-    made |= {"reverse_diffusion.gif", "one_step.png", "guidance.png", "solvers.png"}
+    made |= {"dddm_dit.png", "reverse_diffusion.gif", "one_step.png", "guidance.png", "solvers.png"}
     made.add("training.gif")  # which the training of the checkpoint left in its folder
     for figure in gallery.WRITTEN.values():
         made |= {*figure.files.values()}
@@ -48,15 +48,15 @@ def test_every_figure_of_the_readme_has_a_command():
 
 @pytest.fixture
 def fresh(tmp_path):
-    """A network that returns v = 0 whatever the angle."""
+    """A network that returns x_0 = 0 whatever the angle."""
     config = vp_sde.Config(img_size=32)
-    about = dict(script="vp_sde", config=runs.settings_of(config), contents={}, step=1, seconds=1.0)
+    about = dict(script="vp_sde", predicts="x0", config=runs.settings_of(config), contents={}, step=1, seconds=1.0)
     checkpoints.save_checkpoint(tmp_path / "fresh.pt", about | {"ema": vp_sde.build(config).state_dict()})
     return tmp_path / "fresh.pt"
 
 
 def test_the_sweep_has_one_noise_for_all_angles(fresh, tmp_path):
-    """With v = 0 all frames are then equal, but for the angle below."""
+    """With x_0 = 0 all frames are then equal, but for the angle below."""
     gallery.sweep(tmp_path, fresh, frames=3)
     with Image.open(tmp_path / "theta_sweep.gif") as movie:
         assert movie.size == TILED and movie.n_frames == 3
