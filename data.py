@@ -78,6 +78,19 @@ def profiles(centre, spacing, img_size):
     return ((pixel - centre[..., None]) / s).square_().neg_().clamp_min_(-100).exp_()
 
 
+def places(k, theta, aspect, spacing, radius, img_size):
+    """Where the sites of n lattices of type k lie on the image: x and y, pixels [n, A].
+
+    theta, aspect, spacing: float64 [n]; the sites are those of `sites(k, radius)`.
+    """
+    lattice = sites(k, radius).to(theta.device)  # [A, 2]
+    u = lattice[:, 0] * spacing[:, None]  # [n, A]
+    v = lattice[:, 1] * spacing[:, None] * (aspect[:, None] if k == 1 else 1.0)
+    cos = torch.cos(theta[:, None])
+    sin = torch.sin(theta[:, None])
+    return img_size / 2 + cos * u - sin * v, img_size / 2 + sin * u + cos * v
+
+
 def render(
     kind, theta, aspect=1.0, spacing=SPACING, keep=None, shift=None, img_size=64, device="cpu"
 ):
@@ -115,22 +128,16 @@ def render(
         (n,) = torch.where(kind == k)
         if len(n) == 0:
             continue
-        lattice = sites(k, radius).to(device)  # [A, 2]
-        u = lattice[:, 0] * spacing[n, None]  # [n, A]
-        v = lattice[:, 1] * spacing[n, None] * (aspect[n, None] if k == 1 else 1.0)
-
-        # Turn the atoms, displace them, and lay them on the image.
-        cos = torch.cos(theta[n, None])
-        sin = torch.sin(theta[n, None])
-        x = img_size / 2 + cos * u - sin * v
-        y = img_size / 2 + sin * u + cos * v
+        # Place the atoms, displace them, and lay them on the image.
+        x, y = places(k, theta[n], aspect[n], spacing[n], radius, img_size)
+        atoms = x.shape[1]
         if shift is not None:
-            x = x + shift[n, : len(lattice), 0].to(x)
-            y = y + shift[n, : len(lattice), 1].to(x)
+            x = x + shift[n, :atoms, 0].to(x)
+            y = y + shift[n, :atoms, 1].to(x)
         rows = profiles(y, spacing[n], img_size)  # [n, A, H]
         columns = profiles(x, spacing[n], img_size)  # [n, A, W]
         if keep is not None:
-            rows = rows * keep[n, : len(lattice), None].to(rows)
+            rows = rows * keep[n, :atoms, None].to(rows)
         image[n] = rows.transpose(1, 2) @ columns
 
     image = image / image.amax((1, 2), keepdim=True)
@@ -179,18 +186,27 @@ def crystal_labels(start, n, seed=0, mode="rot-only", n_types=4, img_size=64, st
     if mode != "full":
         return labels
 
-    # Three more numbers an atom: is it there, and how far is it displaced along x and y?
-    radius = visible_radius(img_size, any_spacing=True)
-    atoms = max(len(sites(k, radius)) for k in range(len(KINDS)))
-    v = uniforms(start, n, 3 * atoms, seed, stream + 2**32).reshape(n, atoms, 3)
-    v = torch.from_numpy(v)
     labels["spacing"] = spread(3, *FULL_SPACING)
     labels["vacancy"] = spread(4, *FULL_VACANCY)
     labels["jitter"] = spread(5, *FULL_JITTER)
-    labels["keep"] = v[..., 0] >= labels["vacancy"][:, None]
-    normal = torch.special.ndtri(v[..., 1:].clamp_min(1e-300))
-    labels["shift"] = normal * labels["jitter"][:, None, None]
+    settings = labels["vacancy"], labels["jitter"], img_size
+    labels["keep"], labels["shift"] = defects(*settings, start, seed, stream)
     return labels
+
+
+def defects(vacancy, jitter, img_size=64, start=0, seed=0, stream=0):
+    """Which atoms are there, bool [n, A], and their displacements, pixels [n, A, 2].
+
+    vacancy, jitter: float64 [n].  Each atom is missing with probability `vacancy`, and displaced
+    along x and along y by a normal number of standard deviation `jitter`, all independent.
+    """
+    radius = visible_radius(img_size, any_spacing=True)
+    atoms = max(len(sites(k, radius)) for k in range(len(KINDS)))
+    n = len(vacancy)
+    v = torch.from_numpy(uniforms(start, n, 3 * atoms, seed, stream + 2**32)).view(n, atoms, 3)
+    keep = v[..., 0] >= vacancy[:, None]
+    normal = torch.special.ndtri(v[..., 1:].clamp_min(1e-300))
+    return keep, normal * jitter[:, None, None]
 
 
 def crystal_batch(start, n, seed=0, mode="rot-only", n_types=4, img_size=64, stream=0):
@@ -258,15 +274,19 @@ def known_condition(kind, cont) -> Condition:
     return Condition(kind, cont, torch.ones(len(kind), dtype=torch.bool, device=kind.device))
 
 
-def default_conditions(n, kind=None, theta=None, mode="rot-only", n_types=4) -> Condition:
+def default_conditions(
+    n, kind=None, theta=None, mode="rot-only", n_types=4, spacing=SPACING, vacancy=0.0, jitter=0.0
+) -> Condition:
     """Crystal i has type i mod n_types and angle (i mod 36)/35 pi/3, unless kind or theta is given.
 
-    In mode full: spacing 10 px, no vacancies and no jitter.  In mode simple no crystal is turned.
+    spacing, vacancy, jitter: of mode full, numbers or [n].  In mode simple no crystal is turned.
     """
     i = torch.arange(n)
     cont = torch.zeros(n, 4)
     if mode == "full":
-        cont[:, 0] = SPACING
+        cont[:, 0] = spacing
+        cont[:, 2] = vacancy
+        cont[:, 3] = jitter
     if mode != "simple":
         cont[:, 1] = (i % 36) / 35 * THETA_MAX if theta is None else theta
     return known_condition(i % n_types if kind is None else torch.full((n,), kind), cont)
