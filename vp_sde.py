@@ -13,6 +13,7 @@ samples.png, reverse_diffusion.gif, samples.npz and metrics.json to outputs/vp_s
     python vp_sde.py --sampler dpmpp --steps 10     the same conditions with 10 network calls
     python vp_sde.py --oracle                       the exact denoiser instead of the network
     python vp_sde.py --cfg 0                        no condition: the network invents the crystal
+    python vp_sde.py --mode full --vacancy 0.2      one atom in five is missing: which, it invents
     python vp_sde.py --train --out outputs/mine     train from scratch, then sample
     torchrun --standalone --nproc_per_node=2 -- vp_sde.py --train     the same, by two processes
 
@@ -34,7 +35,7 @@ from common.devices import autocast
 from common.evaluation import score_errors
 from common.exact_denoiser import ExactModel
 from common.loop import Trainer
-from common.options import Crystals
+from common.options import FullCrystals
 from common.sampling import sample_images
 from common.seeds import generator
 from common.times import time_grid
@@ -45,7 +46,7 @@ from torch import nn
 
 
 @dataclass(kw_only=True)
-class Config(Crystals):
+class Config(FullCrystals):
     script = "vp_sde"
     predicts = "x0"  # what its networks return
 
@@ -76,7 +77,8 @@ class Config(Crystals):
             if self.cfg != 1 or self.mode != "rot-only" or self.train or self.ckpt:
                 raise ValueError("--oracle needs --cfg 1, --mode rot-only, no training, no --ckpt")
         if self.cfg == 0:
-            self.refuse(typed, "kind", "theta", because="--cfg 0 has no condition")
+            asked = ("kind", "theta", "spacing", "vacancy", "jitter")
+            self.refuse(typed, *asked, because="--cfg 0 has no condition")
         if self.steps == 1:
             self.refuse(typed, "grid", "t_end", because="the only call is at t = 1")
 

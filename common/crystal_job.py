@@ -7,6 +7,7 @@ import data
 from common import metrics, pictures
 from common.datasets import crystal_source, training_crystals
 from common.files import write_npz
+from common.options import FULL
 
 import numpy as np
 import torch
@@ -96,10 +97,10 @@ def nearest_examples(kind, theta, condition):
 
 
 def conditions(config):
-    """The default conditions, or those of --kind and --theta, for --n crystals."""
-    return data.default_conditions(
-        config.n, config.kind, config.theta, config.mode, config.n_types
-    )
+    """The default conditions, or what the flags ask for, for --n crystals."""
+    asked = {key: getattr(config, key) for key in FULL if hasattr(config, key)}
+    settings = (config.kind, config.theta, config.mode, config.n_types)
+    return data.default_conditions(config.n, *settings, **asked)
 
 
 def report_crystals(drawn, run, conditional=True, film="reverse_diffusion.gif", duration=None):
@@ -145,6 +146,7 @@ class TrainingSamples:
 
     def __init__(self, draw, **settings):
         usual = dict(n=36, sample_batch=36, kind=None, theta=None)
+        usual |= dict(spacing=data.SPACING, vacancy=0.0, jitter=0.0)
         self.settings = usual | settings
         self.draw = draw
         self.frames = None  # {step: uint8 [8, H, H]}

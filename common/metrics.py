@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from common.distances import mmd2_unbiased
 from common.nearest_crystal import CHUNK, RECTANGULAR, crystal_error, rmse
-from data import ASPECT, KINDS, render, to_u8
+from data import ASPECT, KINDS, SPACING, render, to_u8
 
 import numpy as np
 import torch
@@ -153,31 +153,31 @@ def inception_fid(x, real, batch=100) -> float:
 # ------------------------------------------------------------------------------ the report
 
 
-def real_crystals(kind, theta, seed=0, img_size=64):
+def real_crystals(kind, theta, seed=0, img_size=64, spacing=SPACING):
     """True crystals with fresh aspects, rounded to 8 bits: float32 [N, 1, H, H] in [0, 1]."""
     aspect = torch.from_numpy(np.random.default_rng(seed).uniform(*ASPECT, len(kind)))
     columns = (torch.as_tensor(column).split(CHUNK) for column in (kind, theta, aspect))
 
     parts = []
     for k, t, b in zip(*columns, strict=True):
-        parts.append(to_u8(render(k, t, b, img_size=img_size)).float() / 255)
+        parts.append(to_u8(render(k, t, b, spacing, img_size=img_size)).float() / 255)
     return torch.cat(parts)
 
 
-def floor(metric, kind, theta, seed=0, repeats=4, img_size=64) -> float:
+def floor(metric, kind, theta, seed=0, repeats=4, img_size=64, spacing=SPACING) -> float:
     """metric(real, other real) at matched conditions: what a perfect model would score.
 
     metric: mass_w1 or fft_radial_l2, averaged over fresh pairs, in which only the aspects differ.
     """
     values = []
     for i in range(repeats):
-        x = real_crystals(kind, theta, [seed, i, 0], img_size)
-        y = real_crystals(kind, theta, [seed, i, 1], img_size)
+        x = real_crystals(kind, theta, [seed, i, 0], img_size, spacing)
+        y = real_crystals(kind, theta, [seed, i, 1], img_size, spacing)
         values.append(metric(x, y))
     return float(np.mean(values))
 
 
-def crystal_report(x, kind=None, theta=None, seed=0):
+def crystal_report(x, kind=None, theta=None, seed=0, spacing=SPACING):
     """Numbers of samples x [N, 1, H, H] in [0, 1], each with its floor: (numbers, fit, truth).
 
     With the conditions they were drawn under, crystal error is the distance to the crystal of the
@@ -185,10 +185,10 @@ def crystal_report(x, kind=None, theta=None, seed=0):
     has no entry for what cannot be measured.
     """
     img_size = x.shape[-1]
-    fit = crystal_error(x, kind, theta)
+    fit = crystal_error(x, kind, theta, spacing)
 
     columns = (column.split(CHUNK) for column in fit[1:])
-    parts = [render(k, t, b, img_size=img_size) for k, t, b in zip(*columns, strict=True)]
+    parts = [render(*c, spacing, img_size=img_size) for c in zip(*columns, strict=True)]
     truth = torch.cat([part.float() for part in parts])
     rounding = [rmse(to_u8(part) / 255, part) for part in truth.split(CHUNK)]
 
@@ -207,11 +207,11 @@ def crystal_report(x, kind=None, theta=None, seed=0):
         return numbers, fit, truth
 
     # Against real crystals of the same conditions.
-    real = real_crystals(kind, theta, seed, img_size)
+    real = real_crystals(kind, theta, seed, img_size, spacing)
     for metric in (mass_w1, fft_radial_l2):
         name = metric.__name__
         numbers[name] = metric(x, real)
-        numbers[f"{name}_floor"] = floor(metric, kind, theta, seed + 1, img_size=img_size)
+        numbers[f"{name}_floor"] = floor(metric, kind, theta, seed + 1, 4, img_size, spacing)
 
     # The law of the aspect, where there are enough to tell it.
     aspect = fit.aspect[fit.kind == RECTANGULAR]

@@ -10,10 +10,10 @@ For scale, on the 36 default conditions: a black image has crystal error 0.238, 
 by a tenth of a pixel along one axis 0.014, rounding to 8 bits 0.001.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
-from data import ASPECT, KINDS, THETA_MAX, render
+from data import ASPECT, KINDS, SPACING, THETA_MAX, render
 
 import torch
 import torch.nn.functional as F
@@ -34,12 +34,13 @@ class CrystalFit(NamedTuple):
 # ------------------------------------------------------------------------------ crystal error
 
 
-def crystal_error(x, kind=None, theta=None) -> CrystalFit:
+def crystal_error(x, kind=None, theta=None, spacing=SPACING) -> CrystalFit:
     """Distance from each image to the nearest rot-only crystal: of its condition, or of any.
 
     x: float [N, 1, H, H] in [0, 1].  kind: int [N] and theta: radians [N] in [0, pi/3], the
-    condition, both or neither.  A condition of type 0, 2, 3 allows one crystal only; for type 1 it
-    is the minimum over aspect, from a grid and then by Gauss-Newton until it no longer moves.
+    condition, both or neither.  spacing: pixels, of all conditions.  A condition of type 0, 2, 3
+    allows one crystal only; for type 1 it is the minimum over aspect, from a grid and then by
+    Gauss-Newton until it no longer moves.
     Without a condition, it is the minimum over type, angle and aspect.
 
     Where two crystals are the same image, either may be named: a triangular lattice at 0 and at
@@ -55,7 +56,8 @@ def crystal_error(x, kind=None, theta=None) -> CrystalFit:
 
     if kind is None:
         return in_chunks(nearest_of_any, x)
-    return in_chunks(nearest_of_condition, x, *checked_condition(kind, theta, x))
+    nearest = partial(nearest_of_condition, spacing=spacing)
+    return in_chunks(nearest, x, *checked_condition(kind, theta, x))
 
 
 def checked_condition(kind, theta, x):
@@ -91,7 +93,7 @@ def rmse(x, y):
 # ------------------------------------------------------------------- the nearest, given a condition
 
 
-def nearest_of_condition(x, kind, theta):
+def nearest_of_condition(x, kind, theta, spacing):
     x = x.double()
     p = torch.stack([theta, torch.ones_like(theta)], 1)  # angle and aspect: (n, 2)
 
@@ -100,16 +102,16 @@ def nearest_of_condition(x, kind, theta):
         # An atom 45 px from the centre, as far as there is, lies within 0.6 px of its place at the
         # nearest node, half its width: so the best node is in the basin of the right minimum.
         aspects = torch.linspace(*ASPECT, 31, dtype=torch.float64, device=x.device)
-        curve = rectangular_curve(theta[rect], aspects, x.shape[-1])  # (n, 31, 1, H, H)
+        curve = rectangular_curve(theta[rect], aspects, x.shape[-1], spacing)  # (n, 31, 1, H, H)
         best = (x[rect, None] - curve).square().sum((2, 3, 4)).argmin(1)
         p[rect, 1] = aspects[best]
-        p[rect], _ = polish(x[rect], RECTANGULAR, p[rect], free=(1,))
+        p[rect], _ = polish(x[rect], RECTANGULAR, p[rect], free=(1,), spacing=spacing)
 
-    truth = render(kind, p[:, 0], p[:, 1], img_size=x.shape[-1], device=x.device)
+    truth = render(kind, p[:, 0], p[:, 1], spacing, img_size=x.shape[-1], device=x.device)
     return CrystalFit(rmse(x, truth), kind, p[:, 0], p[:, 1])
 
 
-def rectangular_curve(theta, aspects, img_size):
+def rectangular_curve(theta, aspects, img_size, spacing=SPACING):
     """R(b) at n angles, each at every aspect [m] or at its own [n, m]: [n, m, 1, H, H]."""
     n = len(theta)
     m = aspects.shape[-1]
@@ -119,11 +121,11 @@ def rectangular_curve(theta, aspects, img_size):
     parts = []
     for t, b in zip(thetas, aspects, strict=True):
         kind = [RECTANGULAR] * len(t)
-        parts.append(render(kind, t, b, img_size=img_size, device=theta.device))
+        parts.append(render(kind, t, b, spacing, img_size=img_size, device=theta.device))
     return torch.cat(parts).view(n, m, 1, img_size, img_size)
 
 
-def polish(x, kind: int, p, free=(0, 1), tol=1e-7):
+def polish(x, kind: int, p, free=(0, 1), tol=1e-7, spacing=SPACING):
     """Move p = (theta, aspect) [n, 2] to the nearest minimum of |x - R(p)|^2, crystals of one type.
 
     Gauss-Newton steps, cut to a quarter where one does not help.  free: the columns of p that may
@@ -133,16 +135,16 @@ def polish(x, kind: int, p, free=(0, 1), tol=1e-7):
     low, high = torch.tensor(ends, dtype=torch.float64, device=x.device)
     p = p.clone()
     size = torch.ones_like(p[:, :1])  # of the next step, as a share of a full one: (n, 1)
-    residual = x - render_one_kind(kind, p, x.shape[-1])  # (n, 1, H, H)
+    residual = x - render_one_kind(kind, p, x.shape[-1], spacing)  # (n, 1, H, H)
     live = torch.arange(len(p), device=x.device)  # rows that still move
 
     for _ in range(50):
         if len(live) == 0:
             break
 
-        step = gauss_newton_step(kind, p[live], residual[live], free)
+        step = gauss_newton_step(kind, p[live], residual[live], free, spacing)
         trial = (p[live] + size[live] * step).clamp(low, high)
-        trial_residual = x[live] - render_one_kind(kind, trial, x.shape[-1])
+        trial_residual = x[live] - render_one_kind(kind, trial, x.shape[-1], spacing)
 
         # Where the step helps it is taken, and the next may be a full one again.
         before = residual[live].square().sum((1, 2, 3))
@@ -156,7 +158,7 @@ def polish(x, kind: int, p, free=(0, 1), tol=1e-7):
     return p, residual.square().sum((1, 2, 3))
 
 
-def gauss_newton_step(kind, p, residual, free, delta=1e-4):
+def gauss_newton_step(kind, p, residual, free, spacing, delta=1e-4):
     """The step [n, 2] to where the residual would vanish if R were linear, each column by itself.
 
     Turning moves an atom across its radius, stretching along one axis: summed over the image, the
@@ -165,15 +167,15 @@ def gauss_newton_step(kind, p, residual, free, delta=1e-4):
     step = torch.zeros_like(p)
     for column in free:
         e = delta * torch.eye(2, dtype=p.dtype, device=p.device)[column]
-        ahead = render_one_kind(kind, p + e, residual.shape[-1])
-        behind = render_one_kind(kind, p - e, residual.shape[-1])
+        ahead = render_one_kind(kind, p + e, residual.shape[-1], spacing)
+        behind = render_one_kind(kind, p - e, residual.shape[-1], spacing)
         slope = (ahead - behind) / (2 * delta)  # dR/dp: (n, 1, H, H)
         step[:, column] = (slope * residual).sum((1, 2, 3)) / slope.square().sum((1, 2, 3))
     return step
 
 
-def render_one_kind(kind, p, img_size):
-    return render([kind] * len(p), p[:, 0], p[:, 1], img_size=img_size, device=p.device)
+def render_one_kind(kind, p, img_size, spacing=SPACING):
+    return render([kind] * len(p), p[:, 0], p[:, 1], spacing, img_size=img_size, device=p.device)
 
 
 # ------------------------------------------------------------------------------ the nearest of any

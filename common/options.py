@@ -116,3 +116,40 @@ class Crystals(OneCrystal, Training):
 
     def epoch(self):
         return len(data.load_built(self.data_path)["x_u8"]) if self.data_path else 50_000
+
+
+FULL = ("spacing", "vacancy", "jitter")  # what mode full varies besides
+
+
+@dataclass(kw_only=True)
+class FullCrystals(Crystals):
+    """The same, and the flags that ask for crystals of mode full, which has its own checkpoint."""
+
+    spacing: float = flag.sampling(
+        data.SPACING,
+        "mode full: lattice constant, px",
+        low=data.FULL_SPACING[0],
+        high=data.FULL_SPACING[1],
+    )
+    vacancy: float = flag.sampling(
+        0.0,
+        "mode full: share of the atoms that is missing",
+        low=data.FULL_VACANCY[0],
+        high=data.FULL_VACANCY[1],
+    )
+    jitter: float = flag.sampling(
+        0.0,
+        "mode full: standard deviation of their displacements, px",
+        low=data.FULL_JITTER[0],
+        high=data.FULL_JITTER[1],
+    )
+
+    @property
+    def shipped(self):
+        name = super().shipped
+        return f"{self.script}_full.pt" if name and self.mode == "full" else name
+
+    def settle(self, typed):
+        super().settle(typed)
+        if self.mode != "full":
+            self.refuse(typed, *FULL, because=f"crystals of mode {self.mode} do not vary it")
