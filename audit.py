@@ -3,6 +3,7 @@
     reference   the formulas, integrators and likelihood of reference_gmm_sde.py
     samplers    every step of a sampler in torch is that of the reference
     score       sigma^2 E|s_theta - s*|^2 / D = E|eps_theta - eps*|^2 / D, the error of a network
+    atoms       mode full: which atoms are missing, and where the others sit
     latents     a VAE and three priors of its latents
     dddm        few steps of distributional diffusion
 

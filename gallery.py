@@ -10,14 +10,13 @@ Half a minute or so each on two cores.  Half of them are files that a script wri
 import importlib
 import tempfile
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import data
 import dddm_dit
 import vp_sde
-from audits import pairs, score, score_of_crystals
+from audits import atoms, pairs, score, score_of_crystals
 from audits.networks import opened
 from common import cli
 from common.checkpoints import SHIPPED
@@ -138,6 +137,20 @@ def sweep(out, ckpt, frames=36):
     words = [f"{60 * i / (frames - 1):.0f}°" for i in range(frames)]
     look = dict(names=data.KINDS, smooth=large(film[0]))
     image_film(out / "theta_sweep.gif", film, words, duration=0.1, hold=1.0, **look)
+
+
+def melting(out, ckpt, frames=36):
+    """A lattice of each type, while vacancies and jitter rise; each type has one noise."""
+    net, run = atoms.load(ckpt)
+    film, words = [], []
+    for share in torch.linspace(0, 1, frames).tolist():
+        defects = dict(vacancy=share * data.FULL_VACANCY[1], jitter=share * data.FULL_JITTER[1])
+        condition = data.default_conditions(4, theta=0.3, mode="full", **defects)
+        film.append(atoms.drawn(net, run, condition, keys=[0, 1, 2, 3]).double())
+        words.append(f"missing {defects['vacancy']:.0%}, jitter {defects['jitter']:.2f} px")
+
+    look = dict(names=data.KINDS, smooth=large(film[0]))
+    image_film(out / "melting.gif", film, words, duration=0.1, hold=1.0, **look)
 
 
 # ----------------------------------------------------------------------------- still pictures
@@ -265,6 +278,11 @@ def audit(out, ckpt):
     score.draw_points(pairs.load(SHIPPED / "vp_sde_2d_S.pt"), out)
 
 
+def asked_and_found(out, ckpt):
+    """Vacancies and jitter that were asked for, and those of the atoms that were found."""
+    atoms.draw(ckpt, out)
+
+
 # ------------------------------------------------------------------------------ the command
 
 FIGURES = {  # and what they show
@@ -284,6 +302,8 @@ FIGURES = {  # and what they show
     "map": "a plane of digits",
     "preview": "the data",
     "audit": "learned scores beside exact ones: error by calls, clouds",
+    "atoms": "mode full: vacancies and jitter, asked and found",
+    "melting": "mode full: one noise, while vacancies and jitter rise",
     "work-precision": "what a score evaluation buys, of each integrator",
 }
 OWN = {
@@ -296,7 +316,10 @@ OWN = {
     "few-calls": few_calls,
     "preview": preview,
     "audit": audit,
+    "atoms": asked_and_found,
+    "melting": melting,
 }
+OF_FULL = {"atoms", "melting"}  # of the checkpoint of mode full
 OF_CRYSTALS = {*OWN, "samples"} - {"preview", "few-calls"}  # these take another --ckpt
 
 
@@ -337,7 +360,8 @@ def main(argv=None):
 
         with output_folder(config.out) as out:
             for name in config.figures:
-                draw(name, out, config.ckpt or SHIPPED / "vp_sde.pt")
+                shipped = "vp_sde_full.pt" if name in OF_FULL else "vp_sde.pt"
+                draw(name, out, config.ckpt or SHIPPED / shipped)
                 print(f"{name} in {out}")
 
 

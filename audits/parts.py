@@ -10,6 +10,7 @@ SUBJECTS = {  # and their headings in RESULTS.md
     "reference": "The reference",
     "samplers": "The samplers",
     "score": "Learned scores",
+    "atoms": "Mode full: which atoms are there, and where",
     "latents": "VAE and latent prior",
     "dddm": "Distributional diffusion",
 }
@@ -55,11 +56,15 @@ def about_run(path, full):
     """Of a run of one's own.  Raises ValueError where there is no closed form for it."""
     from common.checkpoints import load_checkpoint
 
-    script = load_checkpoint(path)["script"]
+    checkpoint = load_checkpoint(path)
+    script = checkpoint["script"]
     if script not in OWN_RUNS:
         raise ValueError(f"{path} was made by {script}.py, of which no run is measured here")
+    subject = OWN_RUNS[script]
+    if subject == "score" and checkpoint["config"].get("mode") == "full":
+        subject = "atoms"
     command = f"python audit.py --ckpt {cli.quoted(path)}"
-    yield from about_network(OWN_RUNS[script], Path(path), path, command, full)
+    yield from about_network(subject, Path(path), path, command, full)
 
 
 # ------------------------------------------------------------------------------ the choice

@@ -58,7 +58,8 @@ def atom_report(x, condition) -> dict:
     missing = atoms.inside & ~atoms.present
     M = atoms.inside.sum(1)
     count = here.sum(1)
-    square = atoms.shift.square().sum(2)[here].sum() / (2 * count.sum())
+    atoms_here = count.sum().clamp_min(1)
+    square = atoms.shift[here].square().sum() / (2 * atoms_here)
     height = atoms.height[atoms.inside]
     numbers = {
         "images": len(x),
@@ -66,7 +67,7 @@ def atom_report(x, condition) -> dict:
         "missing": float(missing.sum() / M.sum()),
         "missing_asked": float((M * vacancy).sum() / M.sum()),
         "displacement": float(square.sqrt()),
-        "displacement_asked": float(((count * jitter.square()).sum() / count.sum()).sqrt()),
+        "displacement_asked": float(((count * jitter.square()).sum() / atoms_here).sqrt()),
         "anisotropy": anisotropy(atoms.shift[here]),
         "between": float(((height > 0.25) & (height < 0.75)).double().mean()),
         "error": float(atoms.error.mean()),
@@ -83,8 +84,8 @@ def atom_report(x, condition) -> dict:
 
 def anisotropy(d):
     """0 if displacements d [n, 2] scatter alike in all directions, 1 if along a line."""
-    xx, yy = d.square().mean(0)
-    xy = d.prod(1).mean()
+    xx, yy = d.square().sum(0)
+    xy = d.prod(1).sum()
     return float(torch.hypot(xx - yy, 2 * xy) / (xx + yy).clamp_min(1e-12))
 
 

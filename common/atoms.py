@@ -103,6 +103,17 @@ def fit_lattices(found, x, part, k, theta, spacing):
     found.error[part] = rmse(x[part].double(), crystal).to(found.error)
 
 
+def crystals_of_atoms(x, condition):
+    """What the renderer makes of the atoms found in images x: float64 [N, 1, H, H] in [0, 1].
+
+    condition: a data.Condition of mode full.
+    """
+    spacing, theta = condition.cont.double()[:, :2].unbind(1)
+    atoms = find_atoms(x, condition.kind, theta, spacing)
+    where = (condition.kind, theta, atoms.aspect, spacing, atoms.present, atoms.shift)
+    return render(*where, img_size=x.shape[-1])
+
+
 def atom_width(spacing):
     """Standard deviation of an atom, as the renderer has it, pixels."""
     return (0.12 * spacing).clamp_min(0.6)

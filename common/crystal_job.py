@@ -5,6 +5,8 @@ import zipfile
 
 import data
 from common import metrics, pictures
+from common.atom_laws import ROWS, atom_report, describe_atoms, fresh_crystals
+from common.atoms import crystals_of_atoms
 from common.datasets import crystal_source, training_crystals
 from common.files import write_npz
 from common.options import FULL
@@ -125,11 +127,35 @@ def report_crystals(drawn, run, conditional=True, film="reverse_diffusion.gif", 
     if config.mode == "full" and not conditional:  # no closed form knows the nearest crystal
         pictures.captioned_grid(page, x[:36, 0], [""] * len(x[:36]), "samples, mode full")
         return numbers, ""
+    if any_defects(condition):
+        return report_atoms(x, condition, page, numbers, config.seed)
 
     known = (kind, theta) if conditional else ()
-    crystals, fit, truth = metrics.crystal_report(x, *known, seed=config.seed)
+    spacing = float(condition.cont[0, 0]) or data.SPACING  # 0 where the mode does not vary it
+    crystals, fit, truth = metrics.crystal_report(x, *known, seed=config.seed, spacing=spacing)
     pictures.crystal_page(page, x, fit, truth)
     return numbers | crystals, metrics.describe(crystals)
+
+
+def any_defects(condition):
+    """Whether vacancies or jitter are asked for, so that no crystal is the only right one."""
+    return bool((condition.cont[:, 2:] > 0).any())
+
+
+def report_atoms(x, condition, page, numbers, seed):
+    """The page and the numbers where the crystals have defects: which atoms are there, and where.
+
+    Each stands beside a crystal of the atoms that were found in it.
+    """
+    found = atom_report(x, condition)
+    truth = atom_report(fresh_crystals(condition, x.shape[-1], seed), condition)
+    few = condition.rows(slice(0, 36))
+    captions = metrics.captions(few.kind, few.cont[:, 1])
+    title = "left: sample    right: the atoms that were found in it"
+    pairs = x[:36, 0], crystals_of_atoms(x[:36], few)[:, 0]
+    pictures.captioned_grid(page, pairs, captions, title)
+    numbers |= found | {f"{key}_true": truth[key] for key in ROWS if key in truth}
+    return numbers, describe_atoms(found, truth)
 
 
 # ------------------------------------------------------------------------------ the training
