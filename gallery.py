@@ -280,7 +280,7 @@ def audit(out, ckpt):
 
 def asked_and_found(out, ckpt):
     """Vacancies and jitter that were asked for, and those of the atoms that were found."""
-    atoms.draw(ckpt, out)
+    atoms.draw_asked_and_found(ckpt, out)
 
 
 # ------------------------------------------------------------------------------ the command

@@ -181,17 +181,17 @@ def at_length(path):
 
 
 @house_style()
-def draw(path, folder):
+def draw_asked_and_found(path, folder):
     """atoms.png: asked vacancy against found, asked jitter against found, model and truth."""
     figure = new_figure(9, 4.2, layout="constrained")
     left, right = figure.subplots(1, 2)
-    draw_found(left, path, "vacancy", VACANCIES, "missing", "share of the atoms missing")
-    draw_found(right, path, "jitter", JITTERS, "displacement", "displacement along an axis, px")
+    panel(left, path, "vacancy", VACANCIES, "missing", "share of the atoms missing")
+    panel(right, path, "jitter", JITTERS, "displacement", "displacement along an axis, px")
     figure.suptitle("Which atoms are there, and where: what was asked and found", weight="bold")
     save_figure(folder / "atoms.png", figure)
 
 
-def draw_found(ax, path, what, values, key, label):
+def panel(ax, path, what, values, key, label):
     model, true = zip(*(measured(path, what, value) for value in values), strict=True)
     ax.plot(values, values, color="0.6", lw=1, label="as asked")
     ax.plot(values, [r[key] for r in true], "s", ms=8, mfc="none", label="fresh true crystals")

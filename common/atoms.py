@@ -98,9 +98,10 @@ def fit_lattices(found, x, part, k, theta, spacing):
     found.height[at] = height
     found.aspect[part] = aspect
 
-    settings = dict(keep=found.present[part], shift=found.shift[part], img_size=H, device=x.device)
-    crystal = render([k] * len(part), theta, aspect, spacing, **settings)
-    found.error[part] = rmse(x[part].double(), crystal).to(found.error)
+    crystal = render(
+        [k] * len(part), theta, aspect, spacing, found.present[part], found.shift[part], H, x.device
+    )
+    found.error[part] = rmse(x[part].double(), crystal.nan_to_num(0.0)).to(found.error)  # no atoms
 
 
 def crystals_of_atoms(x, condition):
@@ -111,7 +112,7 @@ def crystals_of_atoms(x, condition):
     spacing, theta = condition.cont.double()[:, :2].unbind(1)
     atoms = find_atoms(x, condition.kind, theta, spacing)
     where = (condition.kind, theta, atoms.aspect, spacing, atoms.present, atoms.shift)
-    return render(*where, img_size=x.shape[-1])
+    return render(*where, img_size=x.shape[-1]).nan_to_num(0.0)  # where there is no atom at all
 
 
 def atom_width(spacing):
@@ -191,7 +192,7 @@ def typical_height(height):
     """The median of those above half of the largest ones: [n, 1]."""
     large = height.quantile(0.9, dim=1, keepdim=True)
     strong = torch.where(height > large / 2, height, torch.nan)
-    return strong.nanmedian(1, keepdim=True).values.clamp_min(0.05)
+    return strong.nanmedian(1, keepdim=True).values.nan_to_num(1.0).clamp_min(0.05)
 
 
 # ------------------------------------------------------------------------------ the aspect

@@ -34,6 +34,14 @@ def test_one_crystal_must_be_one_that_the_model_knows():
         crystals(theta=0.5, mode="simple").settle({"theta"})
 
 
+def test_what_mode_full_varies_is_refused_in_other_modes():
+    config = options.FullCrystals(mode="full", spacing=8.0)
+    config.settle({"spacing", "mode"})
+    for key in options.FULL:
+        with pytest.raises(ValueError, match=f"--{key} has no effect: crystals of mode rot-only do not vary it"):
+            options.FullCrystals().settle({key})
+
+
 def test_an_epoch_is_one_pass_over_the_data_there_is(tmp_path):
     data.build(24, tmp_path / "built.pt", n_types=1, img_size=16)
     for settings, steps in (
@@ -61,3 +69,8 @@ def test_a_script_ships_a_checkpoint_of_its_own_name():
     assert Config().shipped == "some_script.pt"
     Config.oracle = True
     assert Config().shipped is None
+
+    class Full(options.FullCrystals):
+        script = "some_script"
+
+    assert Full().shipped == "some_script.pt" and Full(mode="full").shipped == "some_script_full.pt"

@@ -188,6 +188,21 @@ def test_a_seed_is_the_same_crystal_on_a_gpu(tmp_path, monkeypatch):
     assert np.abs(on[0] - on[1]).max() < 0.02
 
 
+def test_flags_of_mode_full_reach_the_network(tmp_path, samples_only):
+    out = tmp_path / "full"
+    assert run(*TINY, "--mode", "full", "--out", out) == 0
+    usual = ["--ckpt", out, "--steps", 4, "--n", 4]
+    first = sampled(tmp_path / "a", *usual)
+    for words in ("--spacing 8", "--vacancy 0.2", "--jitter 0.5"):
+        assert not np.array_equal(first["x"], sampled(tmp_path / "b", *usual, *words.split())["x"]), words
+
+
+def test_mode_full_has_a_checkpoint_of_its_own(tmp_path, mistake, monkeypatch):
+    monkeypatch.setattr(runs, "SHIPPED", tmp_path)
+    line = mistake(vp_sde.main, "--mode", "full", "--vacancy", 0.1, "--out", tmp_path / "out")
+    assert "vp_sde_full.pt" in line and "make one with --train" in line and not os.listdir(tmp_path)
+
+
 # ---------------------------------------------------------------------------------------- files and folders
 
 
@@ -293,6 +308,12 @@ WITHOUT_EFFECT = [
     ("--oracle --use-ema 0", "--use-ema has no effect"),
     ("--cfg 0 --kind 1", "--kind has no effect: --cfg 0 has no condition"),
     ("--cfg 0 --theta 0.3", "--theta has no effect"),
+    ("--train --mode full --cfg 0 --spacing 8", "--spacing has no effect: --cfg 0 has no condition"),
+    ("--train --mode full --cfg 0 --vacancy 0.1", "--vacancy has no effect: --cfg 0"),
+    ("--train --mode full --cfg 0 --jitter 0.1", "--jitter has no effect: --cfg 0"),
+    ("--oracle --spacing 8", "--spacing has no effect: crystals of mode rot-only do not vary it"),
+    ("--train --vacancy 0.1", "--vacancy has no effect: crystals of mode rot-only"),
+    ("--train --mode simple --jitter 0.1", "--jitter has no effect: crystals of mode simple"),
     ("--steps 1 --grid uniform", "--grid has no effect: the only call is at t = 1"),
     ("--steps 1 --t-end 0.1", "--t-end has no effect"),
     ("--lr 0.1", "--lr is a setting of the training: add --train"),
@@ -303,7 +324,7 @@ WITHOUT_EFFECT = [
 ]
 CONTRADICTIONS = [
     ("--img-size 32", "--img-size 32 contradicts"),
-    ("--mode full", "--mode full contradicts"),
+    ("--mode simple", "--mode simple contradicts"),
     ("--oracle --cfg 2", "--oracle needs --cfg 1"),
     ("--oracle --mode full", "--oracle needs --cfg 1, --mode rot-only"),
     ("--oracle --train", "no training"),
@@ -316,6 +337,7 @@ OUT_OF_RANGE = [
     "--n 0", "--sample-batch 0", "--cfg -1", "--cfg nan", "--t-end 0", "--t-end 1", "--steps 0", "--steps 2.5",
     "--grid cosine", "--sampler rk45", "--img-size 40", "--img-size 8", "--n-types 5", "--beta-min 0", "--beta-min nan",
     "--beta-max 1e9", "--p-uncond 2", "--kind 4", "--kind cubic", "--theta 1.05", "--theta 61deg", "--mode cubic",
+    "--spacing 5.9", "--spacing 14.1", "--vacancy 0.26", "--vacancy -0.1", "--jitter 0.61", "--jitter nan",
 ]  # fmt: skip
 MISTAKES = WITHOUT_EFFECT + CONTRADICTIONS + [(words, words.split()[0]) for words in OUT_OF_RANGE]
 
