@@ -87,6 +87,14 @@ def test_the_scale_of_an_image_does_not_count():
     assert (one.shift - other.shift)[one.inside & one.present].abs().max() < 0.02
 
 
+def test_noise_hides_no_vacancy():
+    x, labels = crystals(12)
+    noisy = (x + 0.05 * torch.randn(x.shape, generator=torch.manual_seed(0))).clamp(0, 1)
+    atoms = find_atoms(noisy, *asked(labels))
+    assert torch.equal(atoms.present & atoms.inside, labels["keep"] & atoms.inside)
+    assert off(atoms, labels).square().mean().sqrt() < 0.08 and atoms.error.mean() == pytest.approx(0.04, abs=0.01)
+
+
 def test_the_aspect_of_a_perfect_lattice_is_found_and_then_nothing_is_displaced():
     aspect = torch.linspace(*data.ASPECT, 7, dtype=torch.float64)
     x = data.render([1] * 7, 0.4, aspect, 9.0)
