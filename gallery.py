@@ -10,6 +10,7 @@ Half a minute or so each on two cores.  Half of them are files that a script wri
 import importlib
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
