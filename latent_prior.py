@@ -44,7 +44,8 @@ from common.loop import Trainer
 from common.pictures import LOSS, image_film
 from common.sampling import Drawn, sample_images
 from common.seeds import generator
-from vp_sde import Learned, guided_eps
+from vp_sde import guided_eps
+from vp_sde_2d import LearnedV
 
 import numpy as np
 import torch
@@ -340,7 +341,7 @@ def ddim(eps, z, indices, schedule, eta=0.0, noise=None):
 def draw(net, run, condition):
     """--n latents by DDIM and their film, on the scale of the VAE: a Drawn."""
     config = run.config
-    model = Learned(net, run)
+    model = LearnedV(net, run)
     indices = net.schedule.indices(config.steps)
 
     def trajectory(rows, noise):

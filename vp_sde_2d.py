@@ -4,7 +4,7 @@
     eps = alpha_t v + sigma_t x_t           score = -eps / sigma_t
 
 The data are a mixture of Gaussians, so the score at every t is known (reference_gmm_sde.py).  The
-schedule, the loss and the samplers are those of vp_sde.py: they do not care what x is.
+schedule and the samplers are those of vp_sde.py: they do not care what x is.
 
     python vp_sde_2d.py --shape S
 
@@ -14,6 +14,8 @@ reverse_diffusion.gif, samples.npz and metrics.json to outputs/vp_sde_2d/default
     python vp_sde_2d.py --oracle                    the same sampler with the exact score
     python vp_sde_2d.py --sampler dpmpp --steps 10  ten network calls
     python vp_sde_2d.py --train --out outputs/mine  train from scratch in a minute, then sample
+
+v-prediction: Salimans and Ho 2022 (arXiv 2202.00512).
 """
 
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from itertools import pairwise
 
 import reference_gmm_sde as reference
 from common import clouds, distances, options, runs
-from common.blocks import waves
+from common.blocks import expand_like, waves
 from common.cli import flag
 from common.evaluation import score_errors
 from common.files import write_npz
@@ -29,7 +31,7 @@ from common.loop import Trainer
 from common.sampling import sample_points
 from common.seeds import generator
 from common.times import time_grid
-from vp_sde import SAMPLERS, VP, Learned, v_loss
+from vp_sde import SAMPLERS, VP, Learned
 
 import numpy as np
 import torch
@@ -95,6 +97,14 @@ def build(config):
     return PointMLP(VP(config.beta_min, config.beta_max))
 
 
+class LearnedV(Learned):
+    """eps(x, t) = sigma x + alpha v of a network for v = alpha eps - sigma x_0."""
+
+    def eps(self, x, t, *condition):
+        _, alpha, sigma = self.schedule.at(t)
+        return sigma * x + alpha * self.output(x, t, *condition)
+
+
 # ------------------------------------------------------------------------------ the truth
 
 
@@ -134,6 +144,18 @@ def training_points(gmm, seed, step, n, held_out=False):
     return torch.from_numpy(gmm.sample(n, rng)).float()
 
 
+def v_loss(net, schedule, x0, t, eps):
+    """Mean square of v_theta - v, where v = alpha eps - sigma x_0.
+
+    v is eps near the data and -x_0 near the noise, so the target never becomes trivial: to predict
+    eps near the noise would be to copy x_t.
+    """
+    alpha, sigma = (expand_like(a, x0) for a in schedule.alpha_sigma(t))
+    x_t = alpha * x0 + sigma * eps
+    v = alpha * eps - sigma * x0
+    return (net(x_t, t) - v).square().mean()
+
+
 def train(net, run):
     """Train until --train-steps (AdamW, EMA: common/loop.py); return the network to sample with."""
     config = run.config
@@ -154,7 +176,7 @@ def train(net, run):
             loss = v_loss(trainer.module, net.schedule, x0, t, eps)
         trainer.update(loss)
         if trainer.report_due:
-            learned = Learned(trainer.ema, run)
+            learned = LearnedV(trainer.ema, run)
             trainer.report(**score_errors(learned, exact, held_out, seed=config.seed))
     return trainer.trained()
 
@@ -169,7 +191,7 @@ def sample(net, run):
         schedule = VP(config.beta_min, config.beta_max)
         model = Exact(mixture(config, schedule), schedule)
     else:
-        model = Learned(net, run)
+        model = LearnedV(net, run)
     times = time_grid(model.schedule, config.steps, config.t_end, config.grid)
 
     def trajectory(noise):

@@ -62,7 +62,7 @@ def load(path):
     net, run = opened(vp_sde_2d, path)
     gmm = vp_sde_2d.mixture(run.trained, net.schedule)
     exact = vp_sde_2d.Exact(gmm, net.schedule)
-    return Pair(run.trained.shape, net, run, vp_sde.Learned(net, run), exact, gmm)
+    return Pair(run.trained.shape, net, run, vp_sde_2d.LearnedV(net, run), exact, gmm)
 
 
 # ------------------------------------------------------------------------------ by bins of t

@@ -1,6 +1,7 @@
 """Checkpoints: one plain dict each, loaded without running code that may be in the file.
 
-    edition, script, config, contents, step, seconds, machine       what it is, and how it was made
+    edition, script, predicts, config, contents                     what it is
+    step, seconds, machine                                          how it was made
     ema                                                             the averaged weights
     model, optimizer, sums                                          what --resume continues from
 
@@ -126,7 +127,7 @@ def content_hash(tensors):
 def ship(source, target):
     """Write averaged weights in half precision, and how they were made, and nothing else."""
     checkpoint = load_checkpoint(source)
-    kept = {key: checkpoint[key] for key in (*KINDS, "machine") if key in checkpoint}
+    kept = {key: checkpoint[key] for key in (*KINDS, "machine", "predicts") if key in checkpoint}
     if not all(map(torch.is_tensor, kept["ema"].values())):
         raise ValueError(f"{source} is damaged: not all of its weights are tensors")
     here = {"out": None, "data_dir": "data"}  # what folders were called where it was trained

@@ -195,6 +195,7 @@ class Trainer:
         checkpoint = {name: part.state_dict() for name, part in parts.items()}
         checkpoint |= dict(
             script=self.config.script,
+            predicts=self.config.predicts,
             config=settings_of(self.config),
             contents=self.run.contents,
             step=self.done,

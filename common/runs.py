@@ -163,6 +163,9 @@ def resumed(Config, typed):
 
 def stored_config(Config, checkpoint, path):
     """The Config that a checkpoint was trained with.  Raises ValueError where it is damaged."""
+    if checkpoint.get("predicts") != Config.predicts:
+        kind = checkpoint.get("predicts") or "another kind of answer"
+        raise ValueError(f"the network in {path} returns {kind}, not {Config.predicts}: train anew")
     stored = checkpoint["config"]
     for key in cli.names(Config, "model") + ["seed"]:
         if key not in stored:
