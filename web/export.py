@@ -62,7 +62,35 @@ def traced(module, inputs, outputs):
     with quiet(), torch.no_grad():
         names = dict(input_names=[*inputs], output_names=outputs, opset_version=OPSET)
         torch.onnx.export(module, (*inputs.values(),), buffer, dynamo=False, **names)
-    return buffer.getvalue()
+    return without_zeros(buffer.getvalue())
+
+
+def without_zeros(content):
+    """The same file, in which large arrays of zeros are made when they are needed.
+
+    `render` begins with some, and a trace writes them out.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load_from_string(content)
+    graph = model.graph
+    nodes = []
+    for node in graph.node:
+        array = None
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            array = numpy_helper.to_array(node.attribute[0].t)
+        if array is None or array.size < 1000 or array.any():
+            nodes.append(node)
+            continue
+        name = node.output[0]
+        shape = numpy_helper.from_array(np.array(array.shape, dtype=np.int64))
+        zero = numpy_helper.from_array(np.zeros(1, dtype=array.dtype))
+        nodes.append(helper.make_node("Constant", [], [name + "_shape"], value=shape))
+        nodes.append(helper.make_node("ConstantOfShape", [name + "_shape"], [name], value=zero))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return model.SerializeToString()
 
 
 def halved(content):

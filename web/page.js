@@ -148,22 +148,22 @@ async function crystal(values, start, film, go = () => true) {
   const kind = numbers.kinds.indexOf(values.kind);
   const exact = values.by === "exact";
   const free = !exact && +values.w === 0; // without a condition the nearest may be of any type
-  if (free) await (crystal.bank ??= ask("bank", { zero: double(0) }, true));
-  else if (values.kind === "rectangular") await ask("curve", { theta: double(theta) }, true);
-
+  if (values.kind === "rectangular") await ask("curve", { theta: double(theta) }, true);
   const nearest = (x) => ask(free ? "nearest_any" : `nearest${kind}`, { x: picture(x), theta: double(theta) });
   const condition = { kind: whole(kind), theta: single(theta), w: single(values.w) };
   const network = async (x, t) => (await ask("net", { x: picture(x), t: single(t), ...condition })).y;
   const denoiser = async (x) => (await nearest(x)).truth;
 
   const plan = numbers.crystals[`${values.sampler}-${values.steps}`];
+  const measure = async (frame) => Object.assign(frame, await nearest(frame.x0));
   const measured = [];
   for await (const frame of follow(plan, start, exact ? denoiser : network, +values.seed)) {
     if (!go()) return;
     film.push(frame);
-    measured.push(nearest(frame.x0).then((found) => Object.assign(frame, found)));
+    if (!free) measured.push(measure(frame));
   }
-  await Promise.all(measured);
+  if (free) await (crystal.bank ??= ask("bank", { zero: double(0) }, true)); // a second, the first time
+  await Promise.all(free ? film.map(measure) : measured);
 }
 
 const growth = player("crystal", (last) => Math.min(3, 0.12 * last), drawCrystal);

@@ -11,8 +11,8 @@ async function session(name) {
     ort.env.wasm.numThreads = 1;
     ort.env.wasm.wasmBinary = (await unpacked(packed.wasm)).buffer;
   }
-  sessions[name] ??= await ort.InferenceSession.create(await unpacked(packed[name]), { logSeverityLevel: 3 });
-  return sessions[name];
+  const graphOptimizationLevel = packed[name][0] === "2" ? "all" : "disabled"; // only networks are worth it
+  return (sessions[name] ??= await ort.InferenceSession.create(await unpacked(packed[name]), { graphOptimizationLevel }));
 }
 
 async function answer({ id, name, feeds, keep }) {
