@@ -3,6 +3,7 @@ const $ = (id) => document.getElementById(id);
 const PIXELS = 64 * 64;
 const PARTICLES = 2000;
 const WIDE = 960; // pixels of a picture of points
+const trouble = (words) => ($("trouble").textContent = words); // shown as soon as there are any
 const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
 let [numbers, starts] = []; // what Python computed beforehand, and the noise of the tiles of vp_sde.py
 
@@ -11,8 +12,8 @@ const waiting = new Map();
 let worker = null;
 
 function startWorker(packed) {
-  const code = [packed.worker, unpacked.toString()];
-  worker = new Worker(URL.createObjectURL(new Blob(code, { type: "text/javascript" })));
+  const code = new Blob([packed.worker, unpacked.toString()], { type: "text/javascript" });
+  worker = new Worker(URL.createObjectURL(code));
   worker.onerror = (event) => trouble(`The network could not be started: ${event.message}`);
   worker.onmessage = ({ data: { id, result, error } }) => {
     if (error) trouble(`The network could not be run: ${error}`);
@@ -44,10 +45,6 @@ async function unpacked(text) {
   if (text[0] === "1") return found;
   const half = (found.length + 1) >> 1; // all even bytes came first, then the odd ones
   return found.map((_, i) => found[(i >> 1) + (i & 1) * half]);
-}
-
-function trouble(words) {
-  $("trouble").textContent = words; // shown as soon as there are any
 }
 
 // ---------------------------------------------------------------- plans
@@ -162,8 +159,9 @@ async function crystal(values, start, film, go = () => true) {
     film.push(frame);
     if (!free) measured.push(measure(frame));
   }
-  if (free) await (crystal.bank ??= ask("bank", { zero: double(0) }, true)); // a second, the first time
-  await Promise.all(free ? film.map(measure) : measured);
+  await Promise.all(measured);
+  if (free) await (crystal.bank ??= ask("bank", { zero: double(0) }, true));
+  for (const frame of free ? [...film].reverse() : []) if (go()) await measure(frame); // slow: the last one first
 }
 
 const growth = player("crystal", (last) => Math.min(3, 0.12 * last), drawCrystal);
@@ -293,10 +291,11 @@ const settings = () => Object.assign({}, ...forms.map((form) => Object.fromEntri
 
 function set(values) {
   for (const field of forms.flatMap((form) => [...form.elements])) {
-    const value = values[field.name];
-    if (value === undefined) continue;
-    if (field.type === "radio" || field.type === "checkbox") field.checked = field.value === value;
-    else if (value && isFinite(value)) field.value = value;
+    const [value, kept] = [values[field.name], field.value];
+    if (field.type === "radio") field.checked ||= field.value === value;
+    else if (field.type === "checkbox") field.checked = (value ?? +field.checked) == 1;
+    else if (isFinite(value)) field.value = value;
+    if (!field.checkValidity()) field.value = kept;
   }
 }
 

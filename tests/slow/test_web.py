@@ -79,7 +79,7 @@ class Opened:
         return self.page
 
     def grown(self):
-        self.page.wait_for_function("growth.turn && document.body.dataset.grown == growth.turn && !growth.moving")
+        self.page.wait_for_function("document.body.dataset.grown == growth.turn && !growth.moving")
 
 
 @pytest.fixture(scope="session")
