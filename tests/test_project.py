@@ -4,6 +4,7 @@ import argparse
 import ast
 import dataclasses
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -30,7 +31,7 @@ GROUND = {
 }
 BELOW_COMMON = {"data", "make_gif"}  # of the lectures, all that common/ may import
 TORCH_FREE = ["reference_gmm_sde", "audits.reference", "exercises.check"]
-HEAVY = {"matplotlib", "imageio", "pooch"}  # imported inside the functions that need them
+HEAVY = {"matplotlib", "imageio", "pooch", "onnx", "onnxscript"}  # imported inside the functions that need them
 OPTIONAL = {"torchmetrics", "wandb"}  # imported only when their flag is given
 
 
@@ -150,8 +151,8 @@ def test_imports_point_down(name):
     elif name in LECTURES:
         assert lectures <= set(LECTURES[: LECTURES.index(name)])
         assert name in ("audit", "gallery") or not any(module.startswith("audits.") for module in below)
-    above = ("tests.", "web.") if floor == "exercises" else ("tests.", "web.", "exercises.")
-    assert not any(module.startswith(above) for module in below)
+    above = {"tests.", "web.", "exercises."} - {f"{floor}."}
+    assert not any(module.startswith(tuple(above)) for module in below)
 
 
 @pytest.mark.parametrize("name", TORCH_FREE)
@@ -197,19 +198,42 @@ def test_the_main_job_needs_few_names_of_the_plumbing():
 # ------------------------------------------------------------------------------------------------ requirements
 
 
-def requirements():
-    """The lines of requirements.txt, by name."""
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    lines = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+def requirements(file="requirements.txt"):
+    """The lines of a list of requirements, by name."""
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    lines = [line.strip() for line in lines if line.strip() and not line.startswith(("#", "-r "))]
     return {re.split(r"[^\w-]", line)[0]: line for line in lines}
 
 
 def test_the_requirements_are_those_of_the_project_and_what_is_imported():
     assert sorted(requirements().values()) == sorted(PYPROJECT["project"]["dependencies"])
-    needed = set().union(*map(foreign, PROJECT)) - OPTIONAL
+    needed = set().union(*map(foreign, PROJECT)) - OPTIONAL - set(requirements("requirements-web.txt"))
     needed = {"pillow" if package == "PIL" else package for package in needed}
     needed |= {"pillow"} if "imageio" in needed else set()  # by which imageio writes
     assert needed == set(requirements())
+
+
+def test_only_the_page_needs_what_the_page_needs():
+    only = set(requirements("requirements-web.txt")) - set(requirements())
+    assert not [name for name in PROJECT if not name.startswith("web.") and foreign(name) & only]
+
+
+def test_the_lock_file_of_the_page_names_versions_and_no_addresses():
+    lock = json.loads((ROOT / "web/package-lock.json").read_text(encoding="utf-8"))["packages"]
+    wanted = json.loads((ROOT / "web/package.json").read_text(encoding="utf-8"))["dependencies"]
+    assert lock[""]["dependencies"] == wanted and all(re.fullmatch(r"[\d.]+", version) for version in wanted.values())
+    for path, package in lock.items():
+        assert path == "" or ("version" in package and "integrity" in package and "resolved" not in package)
+
+
+def test_the_page_is_read_in_one_sitting_and_asks_nobody():
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "web").glob("*.*")}
+    scripts = [texts["page.js"], texts["worker.js"]]
+    assert sum(len(script.splitlines()) for script in scripts) <= 400
+    for script in scripts:
+        assert not re.search(r"https?:|fetch\(|XMLHttpRequest|WebSocket|sendBeacon", script)
+        assert not re.search(r"\b(alpha|sigma|beta|snr|exp|expm1)\b", script, re.IGNORECASE), "a formula of diffusion"
+    assert "http" not in texts["page.css"] + texts["page.html"]
 
 
 def test_no_script_lists_requirements_of_its_own():
