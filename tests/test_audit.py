@@ -254,6 +254,15 @@ def test_a_table_that_is_not_measured_keeps_its_last_rows_and_date(page, tmp_pat
     assert places == sorted(places)
 
 
+def test_only_all_claims_together_come_with_the_list_of_checkpoints(page, tmp_path, two_claims, monkeypatch):
+    monkeypatch.setattr(results, "networks_table", lambda: ["| all.pt |"])
+    audit.main([*WRITE, "--out", str(tmp_path)])
+    assert "all.pt" not in page.read_text(encoding="utf-8")
+    monkeypatch.setattr(audit, "chosen", lambda config: [parts.Part("samplers", "formulas", [], "python audit.py")])
+    audit.main(["--write", "--out", str(tmp_path)])
+    assert "all.pt" in page.read_text(encoding="utf-8")
+
+
 def test_the_checkpoints_say_how_they_were_trained(points, crystals, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path)
     found = torch.load(crystals, weights_only=True)
