@@ -16,6 +16,7 @@ from audits import latents, pairs, parts, samplers, score, score_of_crystals
 from common import checkpoints, cli, results, runs
 from common.claims import Claim
 
+import numpy as np
 import pytest
 import torch
 
@@ -211,6 +212,15 @@ def test_default_tiles_have_every_type_and_the_noise_of_the_main_job():
     few = samplers.drawn_crystals(model, "sde", 4, (1, 5), img_size=32)
     more = samplers.drawn_crystals(model, "sde", 4, (0, 1, 2, 5), img_size=32)
     assert few == pytest.approx(more[[1, 3]], abs=1e-6)
+
+
+def test_the_error_of_the_main_job_is_held_against_none_at_all(monkeypatch):
+    found = {"sde": np.full(36, 0.02), "dpmpp": np.full(36, 0.024)}
+    monkeypatch.setattr(score_of_crystals, "crystal_errors", lambda pair, which, sampler, *_: found[sampler])
+    tiles = score_of_crystals.default_tiles(None, "max", 0.03)
+    ten = score_of_crystals.ten_calls(None)
+    assert (tiles.expected, tiles.measured, tiles.tolerance) == pytest.approx((0, 0.02, 0.03))
+    assert (ten.expected, ten.measured, ten.tolerance) == pytest.approx((0, 0.004, 0.005))
 
 
 # ------------------------------------------------------------------------------------------------ RESULTS.md
