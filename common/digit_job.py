@@ -10,6 +10,7 @@ from common.figures import house_style, new_figure, save_figure
 from common.files import write_npz
 from common.latents import ACTIVE
 from common.pictures import grid_image
+from common.sampling import in_batches
 
 import torch
 
@@ -202,7 +203,8 @@ def draw_map(path, kl, decode):
     rows = len(z) // columns
     figure = new_figure(9, 9 * rows / columns + 0.4, layout="constrained")
     ax = figure.subplots()
-    ax.imshow(grid_image(decode(z)[:, 0].numpy(), columns), extent=(0, columns, 0, rows))
+    x = in_batches(len(z), len(z), lambda rows: decode(z[rows]))
+    ax.imshow(grid_image(x[:, 0].numpy(), columns), extent=(0, columns, 0, rows))
 
     ax.set_xticks(torch.arange(columns) + 0.5, [f"{v:.1f}" for v in values], fontsize=7)
     heights = torch.arange(rows) + 0.5

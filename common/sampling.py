@@ -32,7 +32,8 @@ def progress(total, what, unit):
 def in_batches(n, size, f, what="decoding"):
     """f(rows) for slices of at most `size` rows, and the results as one tensor [n, ...].
 
-    Several processes share the slices, and all of them get the whole result.
+    Several processes share the slices, and all of them get the whole result.  Raises
+    FloatingPointError for one that is not finite.
     """
     slices = [slice(start, min(start + size, n)) for start in range(0, n, size)]
     own = slices[rank() :: processes()] if processes() > 1 else slices
@@ -41,7 +42,11 @@ def in_batches(n, size, f, what="decoding"):
         for rows in own:
             results.append(f(rows))
             bar.update()
-    return merged(results)
+
+    found = merged(results)
+    if not found.isfinite().all():
+        raise FloatingPointError("what the network returns is not finite: train another")
+    return found
 
 
 def merged(results):

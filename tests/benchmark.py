@@ -9,8 +9,9 @@
     busy     the ten-call job alone, and with two busy programs beside it, by how OpenMP's threads wait
     growth   time and memory of the ten-call job, as the number of samples doubles
 
-Not a test: nothing here passes or fails.  Every figure is the median of --repeats processes, from start to last file;
-memory is the peak of what stayed resident.  Close other programs first.
+Not a test: nothing here passes or fails.  Every figure is the median of --repeats processes, from start to last file:
+seconds by the clock, seconds of the processor (which other programs stretch less), and the peak of resident memory.
+Close other programs first.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 HELP = ["vp_sde.py", "--help"]
@@ -38,8 +40,20 @@ WAITS = {  # how OpenMP's threads wait for work: rounds to spin before they slee
 }
 
 
+class Cost(NamedTuple):
+    wall: float  # seconds
+    processor: float  # seconds
+    memory: float  # GB
+
+    def __str__(self):
+        return f"{self.wall:.2f} s ({self.processor:.2f} s of the processor, {self.memory:.2f} GB)"
+
+    def over(self, other):
+        return f"ratio {self.wall / other.wall:.2f} ({self.processor / other.processor:.2f} of the processor)"
+
+
 def run(words, folder=ROOT, environment=None):
-    """Seconds and peak memory (GB) of `python words`, as a process of its own in a checkout."""
+    """The Cost of `python words`, as a process of its own in a checkout."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, *words]
         if words[0].endswith(".py") and "--help" not in words:
@@ -52,16 +66,17 @@ def run(words, folder=ROOT, environment=None):
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         sys.exit(f"{' '.join(command)} in {folder} ended with status {child.returncode}")
-    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e9)
 
 
 def medians(repeats, *jobs):
-    """(seconds, GB) of each job, a list of arguments of `run`.  They take turns, so that all meet the same weather."""
+    """The median Cost of each job, arguments of `run`.  They take turns, so that all meet the same weather."""
     found = [[] for _ in jobs]
     for _ in range(repeats):
         for results, job in zip(found, jobs, strict=True):
             results.append(run(*job))
-    return [tuple(map(statistics.median, zip(*results, strict=True))) for results in found]
+    return [Cost(*map(statistics.median, zip(*results, strict=True))) for results in found]
 
 
 @contextlib.contextmanager
@@ -78,16 +93,16 @@ def busy_programs(n):
 
 def start(repeats, against):
     run(HELP)  # once, so that all files are in memory
-    (ours, _), (torch, _) = medians(repeats, [HELP], [IMPORT])
-    print(f"start    --help {ours:.2f} s, import torch {torch:.2f} s: ratio {ours / torch:.2f}")
+    ours, torch = medians(repeats, [HELP], [IMPORT])
+    print(f"start    {ours}: {' '.join(HELP)}\n         {torch}: {' '.join(IMPORT)}\n         {ours.over(torch)}")
 
 
 def main_job(repeats, against):
     jobs = [[MAIN]] + ([[MAIN, against]] if against else [])
-    (seconds, memory), *before = medians(repeats, *jobs)
-    print(f"main     {seconds:.1f} s, {memory:.2f} GB: {' '.join(MAIN)}")
-    for old, old_memory in before:
-        print(f"         {old:.1f} s, {old_memory:.2f} GB in {against}: ratio {seconds / old:.2f}")
+    ours, *before = medians(repeats, *jobs)
+    print(f"main     {ours}: {' '.join(MAIN)}")
+    for old in before:
+        print(f"         {old}: in {against}\n         {ours.over(old)}")
 
 
 def busy(repeats, against):
@@ -96,20 +111,19 @@ def busy(repeats, against):
     alone = medians(repeats, *jobs)
     with busy_programs(2):
         beside = medians(repeats, *jobs)
-    for name, (quiet, _), (slow, _) in zip(WAITS, alone, beside, strict=True):
-        print(f"         {name:52}{quiet:8.1f}{slow:10.1f}")
+    for name, quiet, slow in zip(WAITS, alone, beside, strict=True):
+        print(f"         {name:52}{quiet.wall:8.1f}{slow.wall:10.1f}")
 
 
 def growth(repeats, against):
     """The exponent is p of seconds ~ n^p from one line to the next, without what a job of one sample takes."""
     sizes = 36, 72, 144, 288
-    (idle, _), *found = medians(repeats, *([[*TEN_CALLS, "--n", str(n)]] for n in (1, *sizes)))
-    print(f"growth   {'samples':>8}{'seconds':>9}{'GB':>7}{'exponent':>10}    (one sample: {idle:.1f} s)")
-    before = None
-    for n, (seconds, memory) in zip(sizes, found, strict=True):
-        work = max(seconds - idle, 1e-3)
-        exponent = math.log2(work / before) if before else math.nan
-        print(f"         {n:8}{seconds:9.1f}{memory:7.2f}{exponent:10.2f}")
+    idle, *found = medians(repeats, *([[*TEN_CALLS, "--n", str(n)]] for n in (1, *sizes)))
+    print(f"growth   {'samples':>8}{'seconds':>9}{'GB':>7}{'exponent':>10}    one sample: {idle}")
+    before = math.nan
+    for n, cost in zip(sizes, found, strict=True):
+        work = max(cost.wall - idle.wall, 1e-3)
+        print(f"         {n:8}{cost.wall:9.1f}{cost.memory:7.2f}{math.log2(work / before):10.2f}")
         before = work
 
 

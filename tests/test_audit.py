@@ -16,6 +16,7 @@ from audits import latents, pairs, parts, samplers, score, score_of_crystals
 from common import checkpoints, cli, results, runs
 from common.claims import Claim
 
+import numpy as np
 import pytest
 import torch
 
@@ -216,6 +217,15 @@ def test_default_tiles_have_every_type_and_the_noise_of_the_main_job():
     assert few == pytest.approx(more[[1, 3]], abs=1e-6)
 
 
+def test_the_error_of_the_main_job_is_held_against_none_at_all(monkeypatch):
+    found = {"sde": np.full(36, 0.02), "dpmpp": np.full(36, 0.024)}
+    monkeypatch.setattr(score_of_crystals, "crystal_errors", lambda pair, which, sampler, *_: found[sampler])
+    tiles = score_of_crystals.default_tiles(None, "max", 0.03)
+    ten = score_of_crystals.ten_calls(None)
+    assert (tiles.expected, tiles.measured, tiles.tolerance) == pytest.approx((0, 0.02, 0.03))
+    assert (ten.expected, ten.measured, ten.tolerance) == pytest.approx((0, 0.004, 0.005))
+
+
 # ------------------------------------------------------------------------------------------------ RESULTS.md
 
 
@@ -255,6 +265,15 @@ def test_a_table_that_is_not_measured_keeps_its_last_rows_and_date(page, tmp_pat
     # A new table stands in its own section.
     places = [text.index(word) for word in ("## The samplers", "of long ago", "a true claim", "## Learned scores")]
     assert places == sorted(places)
+
+
+def test_only_all_claims_together_come_with_the_list_of_checkpoints(page, tmp_path, two_claims, monkeypatch):
+    monkeypatch.setattr(results, "networks_table", lambda: ["| all.pt |"])
+    audit.main([*WRITE, "--out", str(tmp_path)])
+    assert "all.pt" not in page.read_text(encoding="utf-8")
+    monkeypatch.setattr(audit, "chosen", lambda config: [parts.Part("samplers", "formulas", [], "python audit.py")])
+    audit.main(["--write", "--out", str(tmp_path)])
+    assert "all.pt" in page.read_text(encoding="utf-8")
 
 
 def test_the_checkpoints_say_how_they_were_trained(points, crystals, tmp_path, monkeypatch):

@@ -205,6 +205,14 @@ def test_the_stream_of_crystals_is_what_it_was():
     torch.testing.assert_close(got["aspect"], aspect, rtol=0, atol=1e-12)
 
 
+def test_the_stream_of_mode_full_is_what_it_was():
+    """Each label takes the column of random numbers that it took in the first release."""
+    got = crystal_labels(7, 1, seed=3, mode="full")
+    for name, value in dict(spacing=6.469963, vacancy=0.012481, jitter=0.543317).items():
+        assert abs(got[name].item() - value) < 1e-6
+    assert (got["shift"][0, 0] - torch.tensor([-0.2538114, 0.5242332])).abs().max() < 1e-6
+
+
 def test_fewer_types_and_unknown_modes():
     assert crystal_labels(0, 500, n_types=2)["kind"].unique().tolist() == [0, 1]
     with pytest.raises(ValueError, match="rot-only, simple, full"):

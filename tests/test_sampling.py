@@ -1,6 +1,7 @@
 """Sampling in batches: sample i is the same in any of them, and the film shows what it should; and where it runs."""
 
 import contextlib
+import math
 from itertools import islice
 
 import toy
@@ -77,6 +78,14 @@ def test_slices_cover_everything_once_and_come_back_in_order():
     seen = []
     sampling.in_batches(7, 3, lambda rows: seen.append(rows) or torch.zeros(1))
     assert seen == [slice(0, 3), slice(3, 6), slice(6, 7)]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_what_a_network_of_no_use_returns_is_no_sample(number):
+    x = torch.tensor([1.0, 2.0, number])
+    assert same(sampling.in_batches(2, 1, x.__getitem__), x[:2])
+    with pytest.raises(FloatingPointError, match="not finite"):
+        sampling.in_batches(3, 1, x.__getitem__)
 
 
 def test_sample_i_depends_on_neither_batch_nor_number():

@@ -197,6 +197,14 @@ def test_an_epoch_is_a_pass_over_the_digits_there_are(mnist_folder, here):
     assert load_checkpoint("run")["step"] == 5  # 2 times 40 digits in batches of 16
 
 
+def test_held_out_digits_are_those_of_the_test_part(mnist_folder, here, monkeypatch):
+    load = vae_gan.load
+    asked = []
+    monkeypatch.setattr(vae_gan, "load", lambda *where, train: asked.append(train) or load(*where, train=train))
+    assert run(*TINY, "--data-dir", mnist_folder, "--scheme", "simple", "--out", "run") == 0
+    assert asked == [True, False]
+
+
 def test_damaged_data_are_one_line(mnist_folder, here, mistake):
     shutil.copytree(mnist_folder, "bad")
     labels = here / "bad" / "MNIST" / "raw" / "train-labels-idx1-ubyte.gz"
