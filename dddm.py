@@ -249,7 +249,7 @@ def fit(net, run, batch, evaluate):
     for step in trainer.steps():
         x_0, *condition = batch(step)
 
-        # The whole batch is drawn in every process, so that several take the step of one.
+        # Each process draws the whole batch and keeps its rows: several take the step of one.
         g = generator(config.seed, step, 0)
         t = (torch.arange(n) + torch.rand(n, generator=g)) / n  # stratified: one in each n-th
         eps = torch.randn(x_0.shape, generator=g)

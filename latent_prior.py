@@ -72,7 +72,7 @@ class Config(options.OneCrystal, options.Training):
     t_emb_dim: int = flag.model(64, "sines of the log-SNR, an even number", low=2, high=4096)
     z_target: str = flag.model("mu", "posterior means, or draws", choices=("mu", "sample"))
     n_latents: int = flag.training(20_000, "crystals that are encoded", low=2)
-    p_uncond: float = flag.training(0.1, "share of it without a condition", low=0, high=1)
+    p_uncond: float = flag.training(0.1, "share of the training without a condition", low=0, high=1)
     train_steps: int = flag.training(6000, "optimizer steps", low=1)
     batch_size: int = flag.training(256, "latents a step", low=1)
 
@@ -290,7 +290,7 @@ def train(net, run):
     for step in trainer.steps():
         z0, condition = latent_batch(config, encoded, step)
 
-        # The whole batch is drawn in every process, so that several take the step of one.
+        # Each process draws the whole batch and keeps its rows: several take the step of one.
         g = generator(config.seed, step, 0)
         u = (torch.arange(n) + torch.rand(n, generator=g)) / n  # stratified: one in each n-th
         t = 1 + (u * config.T).long().clamp_max(config.T - 1)  # uniform on 1 .. T

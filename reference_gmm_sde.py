@@ -130,14 +130,14 @@ class GaussianMixture:
         means = self.means[members]
         return GaussianMixture(w / w.sum(), means, self.covs[members], self.schedule)
 
-    def _variances(self, t):
+    def _levels(self, t):
         """alpha, sigma, and the variances along the axes at time t: [K, D]."""
         alpha, sigma = self.schedule.alpha_sigma(t)
         return alpha, sigma, alpha**2 * self.eigenvalues + sigma**2
 
     def _components(self, x, t):
-        """For pieces of the points: rows, p(k, x_t) but for a factor [K, n], its sum, log p_t."""
-        alpha, _, v = self._variances(t)
+        """Yield (rows, p, total, log p_t) of pieces of the points: p(k | x) = p / total, [K, n]."""
+        alpha, _, v = self._levels(t)
         return numerics.component_pieces(x, self.weights, alpha, self.means, self.axes, v)
 
     def log_prob(self, x, t=0.0):
@@ -146,8 +146,8 @@ class GaussianMixture:
         return np.concatenate([*pieces, np.empty(0)])
 
     def score(self, x, t):
-        """Gradient of log p_t at x: [N, D]."""
-        alpha, _, v = self._variances(t)
+        """Gradient of log p_t at x, sum_k p(k | x) C_k^-1 (alpha mu_k - x) at time t: [N, D]."""
+        alpha, _, v = self._levels(t)
         precision = np.einsum("kij,kj,klj->kil", self.axes, 1 / v, self.axes)  # [K, D, D]
         pull = np.einsum("kij,kj->ki", precision, alpha * self.means)
         return numerics.component_average(x, self._components(x, t), pull, -precision)
@@ -158,15 +158,15 @@ class GaussianMixture:
 
     def posterior_mean(self, x, t):
         """E[x_0 | x_t = x]: [N, D].  Without dividing by alpha, which may be 0 at t = 1."""
-        alpha, _, v = self._variances(t)
+        alpha, _, v = self._levels(t)
         gains = alpha * self.eigenvalues / v
         gain = np.einsum("kij,kj,klj->kil", self.axes, gains, self.axes)  # [K, D, D]
         rest = self.means - np.einsum("kij,kj->ki", gain, alpha * self.means)
         return numerics.component_average(x, self._components(x, t), rest, gain)
 
     def score_and_divergence(self, x, t):
-        """The score [N, D] and its divergence, the trace of the Hessian of log p_t: [N]."""
-        alpha, _, v = self._variances(t)
+        """The score s [N, D]; its divergence, sum_k p(k | x) (|g_k|^2 - tr C_k^-1) - |s|^2: [N]."""
+        alpha, _, v = self._levels(t)
         P = np.einsum("kij,kj,klj->ikl", self.axes, 1 / v, self.axes)  # precisions [D, K, D]
         pull = np.einsum("ikl,kl->ik", P, alpha * self.means)[:, :, None]
         trace = (1 / v).sum(axis=1)[:, None]
@@ -189,7 +189,7 @@ class GaussianMixture:
 
     def posterior_sample(self, x, t, rng):
         """One exact draw of x_0 from p(x_0 | x_t = x) for each point: [N, D]."""
-        alpha, sigma, v = self._variances(t)
+        alpha, sigma, v = self._levels(t)
 
         # First the component, by its share of p_t(x).
         k = np.empty(len(x), dtype=int)
@@ -329,8 +329,9 @@ def forward_sde(x, times, schedule, noise):
 def log_likelihood(gmm, x, steps=600):
     """log p_0 of points x [N, D] in nats, [N], by the change of variables (Chen et al. 2018).
 
-    The probability flow carries x to t = 1, where p_1 is known in closed form; on the way
-    d log p / dt = -div(dx/dt) rides along as one more coordinate.  RK4, quadratic grid.
+    The probability flow carries x to t = 1, where p_1 is known in closed form, and
+    log p_0(x_0) = log p_1(x_1) + int div(dx/dt) dt; the integral rides along as one more
+    coordinate.  RK4, quadratic grid.
     """
 
     def velocity(y, t):

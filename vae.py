@@ -66,7 +66,7 @@ class Config(Crystals):
     beta: float = flag.model(0.05, "weight of the KL; pixel variance is beta / 2", above=0)
     beta_warmup: int = flag.training(1000, "steps over which beta rises from 0", low=0)
     free_bits: float = flag.training(0.0, "nats of a latent that cost nothing more", low=0)
-    cond_drop: float = flag.training(0.0, "share of it without a condition", low=0, high=1)
+    cond_drop: float = flag.training(0.0, "share of training without condition", low=0, high=1)
     train_steps: int = flag.training(8000, "optimizer steps", low=1)
     lr: float = flag.training(2e-3, "learning rate after the warm-up", above=0)
 
@@ -248,7 +248,7 @@ def train(net, run):
     for step in trainer.steps():
         x, condition = crystals.batch(step, n)  # x in [0, 1]: (n, 1, H, H)
 
-        # The whole batch is drawn in every process, so that several take the step of one.
+        # Each process draws the whole batch and keeps its rows: several take the step of one.
         g = generator(config.seed, step, 0)
         eps = torch.randn(n, config.z_dim, generator=g)
         known = torch.rand(n, generator=g) >= config.cond_drop  # the rest is unconditional

@@ -1,10 +1,11 @@
-"""A letter S out of noise: a score model in the plane, learned beside exact.  Read this one first.
+"""A letter S out of noise: a score model in the plane, learned beside exact.  The second lecture.
 
     x_t = alpha_t x_0 + sigma_t eps         loss = |v_theta - v|^2,  v = alpha_t eps - sigma_t x_0
     eps = alpha_t v + sigma_t x_t           score = -eps / sigma_t
 
 The data are a mixture of Gaussians, so the score at every t is known (reference_gmm_sde.py).  The
-schedule and the samplers are those of vp_sde.py: they do not care what x is.
+schedule and the samplers are those of vp_sde.py, a hundred lines to read beside these: they do not
+care what x is.
 
     python vp_sde_2d.py --shape S
 
@@ -54,7 +55,7 @@ class Config(options.Training):
     )
     steps: int = flag.sampling(300, "network calls per sample; ode makes 2 steps - 1", low=1)
     grid: str = flag.sampling("logsnr", "step spacing", choices=("uniform", "quadratic", "logsnr"))
-    t_end: float = flag.sampling(0.001, "time of the last call: for x_0", above=0, below=1)
+    t_end: float = flag.sampling(0.001, "time of the last call, for x_0", above=0, below=1)
     n: int = flag.sampling(4096, "samples", low=1, also="--n-samples")
     oracle: bool = flag.sampling(False, "the exact score, no network")
 
@@ -77,7 +78,7 @@ class Config(options.Training):
 
 
 class PointMLP(nn.Module):
-    """v_theta(x_t, t) for points [N, 2]: three layers on sines of position and of log-SNR."""
+    """v_theta(x_t, t) for points [N, 2]: three hidden layers on sines of x and of log-SNR."""
 
     def __init__(self, schedule, width=256):
         super().__init__()

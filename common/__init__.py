@@ -1,4 +1,4 @@
-"""Plumbing without equations: what every script needs and no reader has to read."""
+"""Plumbing and measurement: what the lectures stand on, and need not be read with them."""
 
 import os
 

@@ -4,7 +4,7 @@ Of the sites of a lattice a share v is empty, and atoms are displaced along x an
 numbers of standard deviation j: each independent of all others.  So the number k of empty ones
 among M sites is binomial, and every correlation between neighbours is 0:
 
-    counts_chi2       mean of (k - M v)^2 / M v (1 - v):  1
+    counts_chi2       mean of (k - M v)^2 / (M v (1 - v)):  1
     counts_ks         distance of the distribution of F(k) from the uniform one
     anisotropy        of the covariance C of d:  |lambda_1 - lambda_2| / (lambda_1 + lambda_2)
 

@@ -201,7 +201,7 @@ def typical_height(height):
 def rough_aspect(x, theta, spacing, nodes=31):
     """Of a grid of aspects the one whose perfect lattice is most like the image: [n].
 
-    No atom is further than 0.45 px from its place at the nearest node.
+    At the nearest node no atom is off by more than a tenth of the smallest spacing.
     """
     aspects = torch.linspace(*ASPECT, nodes, dtype=torch.float64, device=x.device)
     best = []

@@ -36,7 +36,7 @@ class Training:
     ema_decay: float = flag.training(0.999, "of the averaged weights", low=0, below=1)
     use_ema: int = flag.sampling(1, "1: averaged weights; 0: those of the last step", low=0, high=1)
 
-    predicts = None  # what a network returns, where checkpoints of another kind have its shapes
+    predicts = None  # what the networks return, where others of their shapes do not
 
     @property
     def shipped(self):
