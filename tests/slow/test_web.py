@@ -259,7 +259,8 @@ def test_points_have_their_controls_and_their_paths(shown):
 
 
 def test_the_link_restores_the_settings_and_a_seed_the_picture(shown):
-    settings = "kind=square&theta=41.5&w=3&sampler=sde&steps=20&seed=77&by=network&shape=circle&score=exact&dots=5&points=9"
+    settings = "kind=square&theta=41.5&w=3&sampler=sde&steps=20&seed=77&by=network"
+    settings += "&shape=circle&score=exact&dots=5&points=9"
     page = shown.go(settings)
     found = page.evaluate("settings()")
     assert "&".join(f"{key}={found[key]}" for key in ("kind", "theta", "w", "sampler", "steps", "seed", "by")) in settings
