@@ -3,7 +3,7 @@
     pip install -r requirements-web.txt && (cd web && npm ci)
     python web/build.py
 
-writes outputs/web/index.html, 12 MB, in under a minute.  It needs nothing else: no server and no
+writes outputs/web/index.html, 13 MB, in under a minute.  It needs nothing else: no server and no
 network connection.  To publish it, put that one file on any host.
 
     python web/build.py --ckpt outputs/mine         with a network of your own
