@@ -350,6 +350,20 @@ def test_the_lines_of_python_in_the_readme_run(monkeypatch, capsys):
     assert 2 < spread < 2.2
 
 
+def test_every_picture_of_the_readme_is_there():
+    pictures = re.findall(r'<img src="([^"]+)"', README)
+    assert len(pictures) > 10 and not [path for path in pictures if not (ROOT / path).is_file()]
+
+
+def test_every_number_of_the_readme_about_results_stands_among_the_results():
+    """Of the columns crystal error and variety, as RESULTS.md has it: to four digits behind the point."""
+    table = README.split("| method |")[1].split("\n\n")[0]
+    said = re.findall(r"\b0\.\d{4}\b", table)
+    measured = re.findall(r"\b0\.\d+(?:e-\d+)?\b", (ROOT / "RESULTS.md").read_text(encoding="utf-8"))
+    measured = {f"{float(number):.4f}" for number in measured}
+    assert len(said) >= 8 and not set(said) - measured
+
+
 def test_the_citation_is_of_this_project():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\ntitle: {README.splitlines()[0].removeprefix('# ')}\n" in citation
