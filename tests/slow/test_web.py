@@ -240,14 +240,14 @@ def test_points_have_their_controls_and_their_paths(shown):
     page.locator("#flow").scroll_into_view_if_needed()
     finished = "document.body.dataset.gathered == cloud.turn && !cloud.moving"
     page.wait_for_function(finished)
-    for control in ("text=circle", "[name=dots][value='10'] + i", "text=learned", "[data-another=points]"):
+    for control in ("[value=circle] + i", "[value='10'][name=dots] + i", "[value=learned] + i", "[data-another=points]"):
         before = page.evaluate("[location.hash, $('flow').toDataURL()]")
         page.click(control)
         page.wait_for_function(finished)
         after = page.evaluate("[location.hash, $('flow').toDataURL()]")
         assert after[0] != before[0] and after[1] != before[1], control
     assert page.is_visible("#flow + svg .arrows")
-    page.click("text=arrows")
+    page.click("[name=arrows] + i")
     assert not page.is_visible("#flow + svg .arrows") and "arrows=0" in page.evaluate("location.hash")
 
     page.locator("#flow").scroll_into_view_if_needed()
