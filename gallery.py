@@ -339,7 +339,8 @@ class Config:
             if name not in (*FIGURES, "all"):
                 raise ValueError(f"there is no figure {name!r}: one of {', '.join(FIGURES)}, all")
         if "all" in self.figures:
-            self.figures = list(FIGURES)
+            there = self.ckpt or (SHIPPED / "vp_sde_full.pt").exists()
+            self.figures = [name for name in FIGURES if there or name not in OF_FULL]
         if self.ckpt and not OF_CRYSTALS & {*self.figures}:
             raise ValueError("--ckpt has no effect: it is for figures of crystals")
 

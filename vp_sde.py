@@ -13,7 +13,7 @@ samples.png, reverse_diffusion.gif, samples.npz and metrics.json to outputs/vp_s
     python vp_sde.py --sampler dpmpp --steps 10     the same conditions with 10 network calls
     python vp_sde.py --oracle                       the exact denoiser instead of the network
     python vp_sde.py --cfg 0                        no condition: the network invents the crystal
-    python vp_sde.py --mode full --vacancy 0.2      one atom in five is missing: which, it invents
+    python vp_sde.py --train --mode full            with vacancies and jitter that can be asked for
     python vp_sde.py --train --out outputs/mine     train from scratch, then sample
     torchrun --standalone --nproc_per_node=2 -- vp_sde.py --train     the same, by two processes
 

@@ -240,7 +240,8 @@ def test_points_have_their_controls_and_their_paths(shown):
     page.locator("#flow").scroll_into_view_if_needed()
     finished = "document.body.dataset.gathered == cloud.turn && !cloud.moving"
     page.wait_for_function(finished)
-    for control in ("[value=circle] + i", "[value='10'][name=dots] + i", "[value=learned] + i", "[data-another=points]"):
+    controls = ("[value=circle] + i", "[value='10'][name=dots] + i", "[value=learned] + i")
+    for control in (*controls, "[data-another=points]"):
         before = page.evaluate("[location.hash, $('flow').toDataURL()]")
         page.click(control)
         page.wait_for_function(finished)
