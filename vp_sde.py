@@ -30,7 +30,7 @@ import data
 from common import runs
 from common.blocks import Block, channels_last, expand_like, turned_coordinates, waves, zeroed
 from common.cli import flag
-from common.crystal_job import TrainingCrystals, TrainingSamples, conditions, report_crystals
+from common.crystal_job import TrainingCrystals, conditions, report_crystals
 from common.devices import autocast
 from common.evaluation import score_errors
 from common.exact_denoiser import ExactModel
@@ -39,6 +39,7 @@ from common.options import FullCrystals
 from common.sampling import sample_images
 from common.seeds import generator
 from common.times import time_grid
+from common.training_film import TrainingSamples
 
 import torch
 import torch.nn.functional as F

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import data
 import vp_sde
 from common import crystal_job, pictures
-from common.crystal_job import TrainingCrystals, TrainingSamples, report_crystals
+from common.crystal_job import TrainingCrystals, report_crystals
 from common.sampling import Drawn
+from common.training_film import TrainingSamples
 from conftest import arrays, same
 from small import run_of
 
@@ -124,6 +125,11 @@ def test_true_crystals_have_no_error_and_all_files(drawn, tmp_path):
     assert torch.equal(torch.from_numpy(kept["x"]), data.unit(drawn.x))
     assert kept["kind"].tolist() == [0, 1, 2, 3, 0]
     assert kept["theta"].tolist() == pytest.approx([i / 35 * math.pi / 3 for i in range(5)], abs=1e-6)
+
+
+def test_a_condition_that_nobody_asked_for_is_not_kept(drawn, tmp_path, no_page):
+    report_crystals(drawn, run_of(config(cfg=0.0), tmp_path), conditional=False)
+    assert [*arrays(tmp_path)] == ["x"]
 
 
 @pytest.fixture

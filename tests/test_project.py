@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from common import cli, runs
+from walk import reached
 
 import pytest
 
@@ -120,18 +121,6 @@ def foreign(name, nested=True):
     return packages - set(sys.stdlib_module_names) - {module.partition(".")[0] for module in TREES}
 
 
-def reached(name):
-    """A module and all that it imports, and what they import."""
-    seen = set()
-    todo = [name]
-    while todo:
-        at = todo.pop()
-        if at not in seen:
-            seen.add(at)
-            todo += siblings(at)
-    return seen
-
-
 def test_every_script_has_its_floor():
     assert set(SCRIPTS) <= set(LECTURES)
 
@@ -139,7 +128,7 @@ def test_every_script_has_its_floor():
 @pytest.mark.parametrize("name", PROJECT)
 def test_imports_point_down(name):
     below = siblings(name)
-    assert name not in set().union(*map(reached, below)), "it imports what imports it"
+    assert not any(name in reached(module, siblings) for module in below), "it imports what imports it"
     lectures = below & set(LECTURES)
     floor, _, part = name.partition(".")
     if floor == "common" and part in GROUND:
@@ -157,7 +146,7 @@ def test_imports_point_down(name):
 
 @pytest.mark.parametrize("name", TORCH_FREE)
 def test_the_reference_shares_no_code_with_what_it_checks(name):
-    for module in reached(name):
+    for module in reached(name, siblings):
         assert "torch" not in foreign(module), module
 
 

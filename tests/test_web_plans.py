@@ -13,7 +13,7 @@ from common.nearest_crystal import crystal_error
 from common.times import time_grid
 from small import CPU, lively_unet
 from vp_sde import SAMPLERS, VP, Learned, guided_eps
-from web import build, plans
+from web import build, picture, plans
 from web.networks import (
     Bank,
     Curve,
@@ -238,6 +238,7 @@ def test_rings_hold_their_share():
 
 def test_a_mistake_is_one_line(mistake, tmp_path, monkeypatch):
     assert "one file" in mistake(build.main, "--out", tmp_path / "page.txt")
+    assert "python web/build.py" in mistake(picture.main, "--page", tmp_path / "nothing.html")
     monkeypatch.setattr(build, "find_spec", lambda name: None)
     assert "requirements-web.txt" in mistake(build.main)
     monkeypatch.setattr(build, "find_spec", lambda name: True)

@@ -34,6 +34,9 @@ from itertools import islice
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where walk.py lies
+
+import walk
 
 import mutations
 import pytest
@@ -68,15 +71,7 @@ def imported(name):
 
 @cache
 def reached(name):
-    """A file and all that it imports, and what they import."""
-    seen = set()
-    todo = [name]
-    while todo:
-        at = todo.pop()
-        if at not in seen:
-            seen.add(at)
-            todo += imported(at)
-    return seen
+    return walk.reached(name, imported)
 
 
 def starts_processes(test):
