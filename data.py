@@ -99,9 +99,8 @@ def render(
     kind: int [N]; theta: radians [N]; aspect (kind 1 only) and spacing (pixels): numbers or [N];
     keep: bool [N, A], the atoms that are there; shift: [N, A, 2], their displacements in pixels,
     both in the order of `sites`.  Pixel i has its centre at coordinate i, y points down, and the
-    lattice is turned about (W/2, H/2) from x towards y.  Quickest in batches of about 64, which fit
-    the processor's cache.  Raises ValueError for an aspect or spacing below the range of the data,
-    whose lattice would not fill the image.
+    lattice is turned about (W/2, H/2) from x towards y.  Raises ValueError for an aspect or spacing
+    below the range of the data, whose lattice would not fill the image.
 
     All is float64, so that rounded to 8 bits an image is the same on any device and in any batch.
     Apple's MPS has no float64: for it the CPU renders, and the result is float32.
@@ -150,10 +149,9 @@ def render(
 def uniforms(start, n, width, seed, stream=0):
     """Rows start .. start + n of an endless table of uniforms in [0, 1): [n, width].
 
-    Row i is always the same: Philox is counter-based, so the stream of (seed, stream) can be
-    entered anywhere.  A counter holds four numbers.
+    Row i is always the same: Philox is counter-based, so its stream can be entered anywhere.
     """
-    width4 = -(-width // 4) * 4
+    width4 = -(-width // 4) * 4  # a counter holds four numbers
     philox = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64))
     philox.advance(start * width4 // 4)
     return np.random.Generator(philox).random((n, width4))[:, :width]
@@ -253,6 +251,11 @@ class Condition(NamedTuple):
     def dropped(self):
         """The same crystals, unconditional."""
         return self._replace(known=torch.zeros_like(self.known))
+
+    def spacing(self):
+        """The lattice constant, pixels: 10 where it is unconditional, or the mode has no other."""
+        a = self.cont[:, 0]
+        return a.where(self.known & (a > 0), a.new_tensor(SPACING))
 
     def features(self):
         """One-hot type, labels of order one, harmonics of the angle, "unconditional": [N, 25]."""
@@ -389,8 +392,7 @@ def main(argv=None):
             else:
                 preview(config.out, **settings)
         except OSError as error:
-            why = error.strerror or error
-            raise OSError(f"cannot write {config.out}: {why}") from None
+            raise OSError(f"cannot write {config.out}: {error.strerror or error}") from None
         print(f"{what} in {config.out}")
 
 

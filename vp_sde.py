@@ -130,8 +130,9 @@ class UNet(nn.Module):
 
     It works on cells of 4 x 4 pixels, which makes it cheap enough for a laptop.  A lattice is laid
     out around the image centre, so the network must know where a cell is: each gets its coordinates
-    and sines of them, turned by the angle of the condition.  The turn spares it from learning
-    products of position and angle; spacing, lattice and atoms it has to learn.
+    and sines of them, turned by the angle of the condition and in units of its spacing.  That
+    spares it from learning products of position, angle and spacing; lattice and atoms it has to
+    learn.
     """
 
     def __init__(self, schedule, widths=(64, 128, 192), d_emb=256):
@@ -163,10 +164,11 @@ class UNet(nn.Module):
         return self.embed(torch.cat([waves(log_snr / 2, 0.1, 20, 32), condition.features()], 1))
 
     def position(self, cells, condition):
-        """Turned coordinates of the cells in units of 32 px, and sines: [N, 26, cells, cells]."""
+        """Turned coordinates of the cells, 1 for 3.2 spacings, and sines: [N, 26, cells, cells]."""
         theta = condition.cont[:, 1] * condition.known
-        uv = turned_coordinates(theta, cells, size=4, unit=32)  # (N, 2, cells, cells)
-        sines = waves(uv, math.pi / 2, 8 * math.pi, 6)  # wavelengths from 128 to 8 px
+        unit = 3.2 * condition.spacing()  # 32 px in the modes that do not vary it
+        uv = turned_coordinates(theta, cells, size=4, unit=unit)  # (N, 2, cells, cells)
+        sines = waves(uv, math.pi / 2, 8 * math.pi, 6)  # wavelengths from 12.8 to 0.8 spacings
         return torch.cat([uv, sines.permute(0, 1, 4, 2, 3).flatten(1, 2)], 1)
 
     def forward(self, x, t, condition):

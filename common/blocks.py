@@ -52,13 +52,13 @@ class Block(nn.Module):
 def turned_coordinates(theta, cells, size, unit):
     """Centres of a grid of cells, from the image centre, turned by theta [N]: [N, 2, cells, cells].
 
-    A cell is `size` pixels wide; lengths come in units of `unit` pixels.  Pixel i has its centre at
-    coordinate i, so a cell of pixels 0 to 3 has its centre at 1.5.
+    A cell is `size` pixels wide; lengths come in units of `unit` pixels, a number or [N].  Pixel i
+    has its centre at coordinate i, so a cell of pixels 0 to 3 has its centre at 1.5.
     """
     first = (size - 1) / 2
-    centre = (size * torch.arange(cells, device=theta.device) + first - size * cells / 2) / unit
+    centre = size * torch.arange(cells, device=theta.device) + first - size * cells / 2
     y = centre[:, None]
     x = centre[None, :]
-    cos = theta.cos()[:, None, None]
-    sin = theta.sin()[:, None, None]
+    cos = (theta.cos() / unit)[:, None, None]
+    sin = (theta.sin() / unit)[:, None, None]
     return torch.stack([cos * x + sin * y, cos * y - sin * x], 1)

@@ -61,3 +61,6 @@ def test_coordinates_are_the_centres_of_cells_turned_about_the_image_centre():
             u = x * np.cos(angle) + y * np.sin(angle)
             v = y * np.cos(angle) - x * np.sin(angle)
             np.testing.assert_allclose(uv[n, :, row, column], [u / 32, v / 32], atol=1e-6)
+
+    own = turned_coordinates(theta, cells=6, size=4, unit=torch.tensor([16.0, 64.0]))
+    assert torch.equal(own, torch.stack([2 * uv[0], uv[1] / 2]))

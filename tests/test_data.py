@@ -252,6 +252,13 @@ def test_features_of_a_condition():
     assert torch.equal(dropped, torch.tensor([[0.0] * 24 + [1.0]] * 2))
 
 
+def test_the_spacing_of_a_condition_is_10_where_it_is_not_said():
+    condition = data.default_conditions(3, mode="full", spacing=torch.tensor([6.0, 10.0, 14.0]))
+    assert condition.spacing().tolist() == [6, 10, 14]
+    assert condition.dropped().spacing().tolist() == [10] * 3
+    assert data.default_conditions(2).spacing().tolist() == [10, 10]
+
+
 def test_conditions_can_be_cut_joined_and_moved():
     condition = data.default_conditions(10)
     assert condition.rows(slice(1, 4)).kind.tolist() == [1, 2, 3]

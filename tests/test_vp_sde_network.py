@@ -94,14 +94,17 @@ def test_positions_are_turned_by_the_angle_of_the_condition_only():
     assert (net.position(8, condition) - net.position(8, upright))[1:].abs().max() > 0.01
 
 
-@pytest.mark.parametrize("theta", [0.0, 0.3, 1.0])
-def test_positions_turn_with_the_crystal(theta):
-    """Turned coordinates run along the axes of the lattice: waves of its spacing peak on atoms."""
-    position = lively_unet().position(16, data.default_conditions(1, 0, theta))
-    u, v = 32 * position[0, :2]
-    assert u[8, 9] - u[8, 8] == pytest.approx(4 * np.cos(theta), abs=1e-4)  # pixels
-    wave = torch.cos(2 * np.pi * u / data.SPACING) + torch.cos(2 * np.pi * v / data.SPACING)
-    image = torch.nn.functional.avg_pool2d(data.render([0], [theta]), 4)[0, 0]
+@pytest.mark.parametrize("theta, spacing", [(0.0, None), (0.3, None), (1.0, None), (0.3, 8.0), (0.7, 14.0)])
+def test_positions_turn_and_grow_with_the_crystal(theta, spacing):
+    """Coordinates run along the axes of the lattice and count its spacings: waves of its length peak on atoms."""
+    condition = data.default_conditions(1, 0, theta)
+    if spacing:
+        condition = data.default_conditions(1, 0, theta, mode="full", spacing=spacing)
+    u, v = 3.2 * lively_unet().position(16, condition)[0, :2]  # spacings
+    a = spacing or data.SPACING
+    assert u[8, 9] - u[8, 8] == pytest.approx(4 * np.cos(theta) / a, abs=1e-5)
+    wave = torch.cos(2 * np.pi * u) + torch.cos(2 * np.pi * v)
+    image = torch.nn.functional.avg_pool2d(data.render([0], [theta], spacing=a), 4)[0, 0]
     assert np.corrcoef(wave.flatten(), image.flatten())[0, 1] > 0.8
 
 

@@ -29,7 +29,8 @@ CRYSTALS_END = 0.005  # the time of the last call: the default of vp_sde.py
 POINTS_END = 0.001  # and of vp_sde_2d.py
 LONG = 40  # a film of more steps than that shows some of them
 
-HERE = SimpleNamespace(device=torch.device("cpu"), config=SimpleNamespace(precision="float32"))
+# As much of a Run as Learned needs.
+RUN = SimpleNamespace(device=torch.device("cpu"), config=SimpleNamespace(precision="float32"))
 
 
 class Units:
@@ -79,8 +80,8 @@ def round_off(c):
 
 def read_off(sampler, schedule, times, answers="x0"):
     """The plan of a sampler of vp_sde.py over these times.  answers: of the network, x0 or eps."""
-    units = Units(schedule, 3 * len(times) + 3)
-    model = Learned(units, HERE) if answers == "x0" else units
+    units = Units(schedule, 3 * len(times) + 3)  # the start; at most 3 a step
+    model = Learned(units, RUN) if answers == "x0" else units
     rows = Rows()
     calls = []
     film = []
