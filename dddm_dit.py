@@ -1,4 +1,4 @@
-"""Distributional diffusion of images: crystals, MNIST or CIFAR-10 by a few network calls.
+"""Distributional diffusion of images: crystals, digits, clothes, photos by a few network calls.
 
     xhat_j = f(x_t, t, condition, xi_j)         draws from p(x_0 | x_t, condition), j = 1 .. m
     tokens = linear(patches of x_t, their places)
@@ -46,14 +46,15 @@ USUAL = {  # what depends on the data, unless it is typed
         m=2, batch_size=32, train_steps=5400, lr=1.5e-3, steps=8, churn=0.25, n=36,
     ),
     "mnist": dict(
-        img_size=28, patch=4, width=128, depth=6, heads=2, shared=3, xi_dim=16,
-        m=4, batch_size=64, train_steps=10_000, lr=1e-3, steps=8, churn=1.0, n=1000,
+        img_size=28, patch=4, width=96, depth=6, heads=2, shared=4, xi_dim=16,
+        m=4, batch_size=48, train_steps=8000, lr=1.5e-3, steps=8, churn=1.0, n=1000,
     ),
     "cifar10": dict(
         img_size=32, patch=4, width=384, depth=8, heads=6, shared=4, xi_dim=64,
         m=8, batch_size=256, train_steps=78_000, lr=1e-4, steps=20, churn=1.0, n=36,
     ),
 }  # fmt: skip
+USUAL["fashion"] = USUAL["mnist"]
 
 
 def usual(group, name, help, **more):

@@ -15,14 +15,13 @@ compare.png, samples_simple.npz, samples_composite.npz and metrics.json to outpu
 
     python vae_gan.py --scheme simple --z-dim 2         two latents, and the map of them: map.png
     python vae_gan.py --train --out outputs/mine        train (downloads MNIST), then sample
-    python vae_gan.py --train --perceptual 0            what the perceptual distance is good for
     python vae_gan.py --train --cond                    encoder and decoder are given the digit
+    python vae_gan.py --train --data fashion            clothes instead of digits
     python vae_gan.py --compare --ckpt RUN --against RUN        two runs of your own
 
-A squared error asks for the mean of all digits that z leaves possible, and a mean of sharp digits
-is a blurred one.  The adversary asks for a digit that could be real, and because it sees samples of
-the prior, it asks for that everywhere in latent space.  Nothing of it reaches the encoder: what z
-means stays a matter of reconstruction and KL.
+A squared error asks for the mean of all digits that z leaves possible, a blur.  The adversary asks
+for a digit that could be real, and because it sees samples of the prior, everywhere in latent
+space.  Nothing of it reaches the encoder: what z means is a matter of reconstruction and KL.
 
 VAE-GAN: Larsen et al. 2016 (arXiv 1512.09300).  PatchGAN: Isola et al. 2017 (1611.07004).
 LPIPS: Zhang et al. 2018 (1801.03924).  Adaptive weight: Esser et al. 2021 (2012.09841).
@@ -35,10 +34,10 @@ from functools import partial
 
 from common import cli, digit_job, options, runs
 from common.blocks import channels_last
+from common.classifier import SCRIPTS, load_classifier, make_classifier, perceptual_network
 from common.cli import flag
 from common.datasets import load
 from common.devices import alone, autocast, average_over_processes, dealt_rows, started_by_torchrun
-from common.digit_classifier import load_classifier, make_classifier, perceptual_network
 from common.loop import Trainer, learning_rate, set_learning_rate
 from common.sampling import in_batches
 from common.seeds import generator, noise_of
@@ -58,7 +57,9 @@ RAMP = 500  # steps over which the adversary's weight rises, once it has started
 @dataclass(kw_only=True)
 class Config(options.Training):
     script = "vae_gan"
+    unsaid = {"data": "mnist"}
 
+    data: str = flag.model("mnist", "digits, or clothes: Fashion-MNIST", choices=tuple(SCRIPTS))
     scheme: str = flag.model("composite", "simple: no d, no D", choices=("simple", "composite"))
     z_dim: int = flag.model(12, "latents", low=1, high=1024)
     beta: float = flag.model(3.0, "weight of the KL; pixel variance is beta / 2", above=0, high=1e6)
@@ -79,26 +80,27 @@ class Config(options.Training):
     against: str | None = flag.sampling(None, "composite run of --compare", parse=cli.path)
     classifier: str | None = flag.sampling(None, "file of a held-out classifier", parse=cli.path)
     make_classifier: bool = flag.sampling(False, "train such a classifier: classifier.pt")
-    data_dir: str = flag.run("data", "folder that holds MNIST, or will", parse=cli.path)
+    data_dir: str = flag.run("data", "folder that holds the images, or will", parse=cli.path)
 
     @property
     def shipped(self):
         if self.compare or self.make_classifier:
             return None
-        if self.cond and not self.ckpt:
-            raise ValueError("no --cond network ships: train one with --train, or name its --ckpt")
+        if not self.ckpt and (self.cond or self.data != "mnist"):
+            what = "--cond" if self.cond else f"--data {self.data}"
+            raise ValueError(f"no {what} network ships: train one with --train, or name its --ckpt")
         is_map = self.scheme == "simple" and self.z_dim == 2
         return "vae_gan_map.pt" if is_map else f"vae_gan_{self.scheme}.pt"
 
     def settle(self, typed):
         if self.make_classifier:
-            others = sorted({*cli.names(Config, "model", "sampling")} - {"make_classifier"})
+            others = {*cli.names(Config, "model", "sampling")} - {"data", "make_classifier"}
             why = "--make-classifier trains that classifier and nothing else"
-            self.refuse(typed, "train", "ckpt", *others, because=why)
+            self.refuse(typed, "train", "ckpt", *sorted(others), because=why)
             return
 
         if self.compare:
-            of_one = ("train", "scheme", "z_dim", "beta", "cond", "label")
+            of_one = ("train", "data", "scheme", "z_dim", "beta", "cond", "label")
             self.refuse(typed, *of_one, because="--compare takes two networks that are trained")
         else:
             self.refuse(typed, "against", because="it is the second run of --compare")
@@ -109,16 +111,17 @@ class Config(options.Training):
 
         adversary = ("adversarial_cap", "critic_start", "critic_lr")
         if self.scheme == "simple":
-            why = "--scheme simple has no such term"
-            self.refuse(typed, "perceptual", "adversarial", *adversary, because=why)
+            terms = ("perceptual", "adversarial", *adversary)
+            self.refuse(typed, *terms, because="--scheme simple has no such term")
         if self.adversarial == 0:
             self.refuse(typed, *adversary, because="--adversarial 0 switches the adversary off")
         if self.train and self.free_bits and started_by_torchrun():
             raise ValueError("--free-bits is about the KL of whole batches: train in one process")
-        load_classifier(self.classifier)  # where there is none it is said now, not after the work
+        if not self.compare:  # that there is a classifier, before the work
+            load_classifier(self.classifier, self.data)
 
     def epoch(self):
-        return len(load("mnist", self.data_dir, train=True)[0])
+        return len(load(self.data, self.data_dir, train=True)[0])
 
 
 # ------------------------------------------------------------------------------ the networks
@@ -253,9 +256,9 @@ def train(net, run):
     """Train until --train-steps; returns the network to sample with."""
     config = run.config
     n = config.batch_size
-    x_u8, labels = load("mnist", config.data_dir, train=True)
+    x_u8, labels = load(config.data, config.data_dir, train=True)
     run.check_content("data_dir", {"x_u8": x_u8, "labels": labels})
-    test_u8, test_labels = load("mnist", config.data_dir, train=False)
+    test_u8, test_labels = load(config.data, config.data_dir, train=False)
     test = test_u8[:N_TEST].float() / 255
 
     # The critic belongs to the scheme composite; so does a classifier, for its features.
@@ -385,8 +388,7 @@ def report(drawn, net, run):
         return make_classifier(run)
     if not config.compare:
         decoded = partial(decode, net, digit=digit_job.conditions(config)[:1], run=run)
-        kl = drawn[config.scheme].kl.mean(0)
-        digit_job.draw_map(run.out / "map.png", kl, decoded)
+        digit_job.draw_map(run.out / "map.png", drawn[config.scheme].kl.mean(0), decoded)
     return digit_job.report_digits(drawn, run)
 
 

@@ -1,4 +1,4 @@
-"""Published images, MNIST and CIFAR-10, and where the crystals that a network learns come from.
+"""Published images, and where the crystals that a network learns come from.
 
     x_u8, labels = load("mnist", "data", train=True)      uint8 [N, C, H, W], int64 [N]
 
@@ -34,6 +34,7 @@ class ImageSet(NamedTuple):
     classes: int
     n_train: int
     n_test: int
+    noun: str  # what they show
     folder: str  # of the files, below the data folder
     mirrors: tuple  # addresses of the folders that hold the downloads
     downloads: dict  # SHA-256 of each download
@@ -47,6 +48,7 @@ MNIST = ImageSet(
     classes=10,
     n_train=60_000,
     n_test=10_000,
+    noun="digits",
     folder="MNIST/raw",  # where torchvision looks as well
     mirrors=(
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -65,6 +67,23 @@ MNIST = ImageSet(
         "t10k-labels": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     },
 )
+FASHION = MNIST._replace(  # ten kinds of clothes, in the format and the numbers of MNIST
+    noun="clothes",
+    folder="FashionMNIST/raw",
+    mirrors=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+    downloads={
+        "train-images": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "train-labels": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "t10k-images": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "t10k-labels": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    },
+    content={
+        "train-images": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
+)
 CIFAR10 = ImageSet(
     form="cifar",
     channels=3,
@@ -72,13 +91,14 @@ CIFAR10 = ImageSet(
     classes=10,
     n_train=50_000,
     n_test=10_000,
+    noun="images",
     folder="cifar-10-batches-bin",
     mirrors=("https://www.cs.toronto.edu/~kriz/",),
     downloads={
         "archive": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     },
 )
-DATASETS = {"mnist": MNIST, "cifar10": CIFAR10}
+DATASETS = {"mnist": MNIST, "fashion": FASHION, "cifar10": CIFAR10}
 CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
 CIFAR_BATCHES = {
     True: [f"data_batch_{i}.bin" for i in range(1, 6)],

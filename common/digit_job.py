@@ -1,11 +1,11 @@
-"""What is done with the digits that a VAE has drawn: files, pictures and numbers."""
+"""What is done with the digits, or clothes, that a VAE has drawn: files, pictures and numbers."""
 
 from typing import NamedTuple
 
 from common import cli, metrics, runs
 from common.checkpoints import SHIPPED
-from common.datasets import load, present
-from common.digit_classifier import SURE, load_classifier
+from common.classifier import SURE, load_classifier
+from common.datasets import DATASETS, load, present
 from common.figures import house_style, new_figure, save_figure
 from common.files import write_npz
 from common.latents import ACTIVE
@@ -14,7 +14,7 @@ from common.sampling import in_batches
 
 import torch
 
-SHOWN = 32  # digits in a block of a picture: 8 rows of 4
+SHOWN = 32  # images in a block of a picture: 8 rows of 4
 CURVES = (  # of loss.png
     ("squared error per pixel: in training, of test digits", "mse_per_pixel", "held_out_mse"),
     ("what D calls real: 0.5 where it cannot tell", "d_real", "d_fake"),
@@ -23,12 +23,12 @@ CURVES = (  # of loss.png
 
 
 class Drawn(NamedTuple):
-    """What a network has drawn, and what became of test digits in it."""
+    """What a network has drawn, and what became of test images in it."""
 
     x: torch.Tensor  # samples: [n, 1, 28, 28] in [0, 1]
     digit: torch.Tensor | None  # their conditions [n], where the network has one
     x_hat: torch.Tensor  # reconstructions, from the posterior means
-    kl: torch.Tensor  # nats in each latent of each test digit: [N, z_dim]
+    kl: torch.Tensor  # nats in each latent of each test image: [N, z_dim]
     seconds: float
     run: runs.Run  # whose network it is
 
@@ -41,14 +41,14 @@ def conditions(config):
 
 
 def test_digits(config):
-    """Test digits x [N, 1, 28, 28] in [0, 1] and their labels [N].
+    """Test images x [N, 1, 28, 28] in [0, 1] and their labels [N].
 
-    All 10,000 of them, or where MNIST is not there, the 32 in the file of the classifier.
+    All 10,000 of them, or where the data set is not there, the 32 in the file of the classifier.
     """
-    if present("mnist", config.data_dir):
-        x_u8, labels = load("mnist", config.data_dir, train=False)
+    if present(config.data, config.data_dir):
+        x_u8, labels = load(config.data, config.data_dir, train=False)
     else:
-        held_out = load_classifier(config.classifier)
+        held_out = load_classifier(config.classifier, config.data)
         x_u8 = held_out.digits
         labels = held_out.labels
     return x_u8.float() / 255, labels
@@ -57,14 +57,15 @@ def test_digits(config):
 def report_digits(drawn, run):
     """Write samples and the picture of {scheme: Drawn}, one or two; numbers and words."""
     test, _ = test_digits(run.config)
-    held_out = load_classifier(run.config.classifier)
+    held_out = load_classifier(run.config.classifier, run.config.data)
+    noun = DATASETS[run.config.data].noun
     numbers = {}
     columns = {}
     for scheme, made in drawn.items():
         numbers[scheme] = measured(made, test, held_out)
         if run.config.compare:  # of a single network config.json says it
             numbers[scheme]["network"] = runs.config_json(made.run)["network"]
-        columns["test digits"] = test
+        columns[f"test {noun}"] = test
         columns[f"{scheme}: reconstructions"] = made.x_hat
         columns[f"{scheme}: z from N(0, I)"] = made.x
 
@@ -73,7 +74,7 @@ def report_digits(drawn, run):
     draw_blocks(run.out / ("compare.png" if len(drawn) > 1 else "samples.png"), columns)
 
     seconds = sum(made.seconds for made in drawn.values())
-    return numbers | {"seconds": seconds}, describe(numbers)
+    return numbers | {"seconds": seconds}, describe(numbers, noun)
 
 
 def measured(made, test, held_out):
@@ -96,7 +97,10 @@ def measured(made, test, held_out):
 
 
 def opened_pair(build, run):
-    """The two networks of --compare: {scheme: (network, its Run)}.  Raises ValueError."""
+    """The two networks of --compare: {scheme: (network, its Run)}.  What they draw is --data.
+
+    Raises ValueError for two that are no pair.
+    """
     named = {"simple": run.config.ckpt, "composite": run.config.against}
     pair = {}
     for scheme, path in named.items():
@@ -105,26 +109,28 @@ def opened_pair(build, run):
             raise ValueError(f"{of.source} is of scheme {of.trained.scheme}, not {scheme}")
         pair[scheme] = net, of
 
-    for key in ("z_dim", "cond"):
+    for key in ("data", "z_dim", "cond"):
         values = [getattr(of.trained, key) for _, of in pair.values()]
         if values[0] != values[1]:
             differ = f"{cli.spelt(key)} is {values[0]} and {values[1]}"
             raise ValueError(f"no fair comparison of these two networks: {differ}")
+    run.config.data = of.trained.data
+    load_classifier(run.config.classifier, run.config.data)  # that there is one, before the work
     return pair
 
 
 # ------------------------------------------------------------------------------ the table
 
 
-def describe(numbers) -> str:
-    """The numbers of one scheme, or of two and their ratio, beside those of real digits."""
+def describe(numbers, noun) -> str:
+    """The numbers of one scheme, or of two and their ratio, beside those of real images."""
     first = next(iter(numbers.values()))
     real = first["real"]
     rows = [
         ("Frechet distance of samples", "frechet", real["frechet_floor"]),
         ("their gradient energy / real", "gradient_energy", 1.0),
         (f"share of them with p > {SURE}", "share_sure", real["share_sure"]),
-        ("share that are the digit given", "share_correct", real["accuracy"]),
+        ("share that are what was asked", "share_correct", real["accuracy"]),
         ("reconstruction MSE per pixel", "reconstruction_mse", 0.0),
         ("gradient energy / real", "reconstruction_gradient_energy", 1.0),
         ("KL, nats", "kl_nats", None),
@@ -138,23 +144,23 @@ def describe(numbers) -> str:
         ratio = [values[1] / values[0]] if len(values) > 1 and values[0] else []
         lines.append(f"{label:32}" + "".join(map(cell, [*values, of_real, *ratio])))
 
-    return "\n".join([*lines, *footnote(first, real)])
+    return "\n".join([*lines, *footnote(first, real, noun)])
 
 
 def cell(value):
     return " " * 11 if value is None else f"{value:11.4g}"
 
 
-def footnote(first, real):
+def footnote(first, real, noun):
     lines = []
     if "frechet" in first:
         lines.append(
             "Frechet distance: in the features of a classifier held out of training (accuracy "
-            f"{real['accuracy']:.1%}),\nto {real['n_real']:,} test digits; the floor is that of "
-            "training digits."
+            f"{real['accuracy']:.1%}),\nto {real['n_real']:,} test {noun}; the floor is that of "
+            f"training {noun}."
         )
     lines.append(
-        f"Drawn: {first['n']:,} samples; reconstructed: {first['n_reconstructed']:,} test digits."
+        f"Drawn: {first['n']:,} samples; reconstructed: {first['n_reconstructed']:,} test {noun}."
     )
     return lines
 
@@ -164,7 +170,7 @@ def footnote(first, real):
 
 @house_style()
 def draw_blocks(path, columns):
-    """A PNG of blocks of 8 x 4 digits side by side.  columns: {heading: x [N, 1, 28, 28]}."""
+    """A PNG of blocks of 8 x 4 images side by side.  columns: {heading: x [N, 1, 28, 28]}."""
     figure = new_figure(2.7 * len(columns), 5.6, layout="constrained")
     axes = figure.subplots(1, len(columns))
     for ax, (heading, x) in zip(axes, columns.items(), strict=True):
@@ -197,7 +203,7 @@ def latent_grid(kl, columns):
 
 @house_style()
 def draw_map(path, kl, decode):
-    """A PNG of what the latents mean: a `latent_grid`, which decode(z) turns into digits."""
+    """A PNG of what the latents mean: a `latent_grid`, which decode(z) turns into images."""
     columns = 20 if len(kl) == 2 else 12
     z, values, moved = latent_grid(kl, columns)
     rows = len(z) // columns

@@ -1,13 +1,13 @@
 """Where images come from, crystals and published ones alike, and how samples of them are measured.
 
-    images = source(run)                        Crystals, Published or Digits, by --data
+    images = source(run)                        Crystals, Published or Classified, by --data
     x, condition = images.batch(step, n)        x [n, C, H, H] in [-1, 1], a data.Condition
 """
 
 import data
 from common import crystal_job, metrics, pictures
+from common.classifier import load_classifier
 from common.datasets import DATASETS, load, present
-from common.digit_classifier import load_classifier
 from common.files import write_npz
 from common.nearest_crystal import crystal_error
 from common.seeds import generator
@@ -113,22 +113,26 @@ class Published:
         return numbers, "\n".join(lines)
 
 
-class Digits(Published):
-    """Those of MNIST, which a classifier can measure as well."""
+class Classified(Published):
+    """Digits and clothes, which a held-out classifier can measure as well."""
 
     evaluated = 256
+
+    def __init__(self, run):
+        super().__init__(run)
+        self.held_out = load_classifier(of=run.config.data)
 
     def distances(self, x, real):
         found = super().distances(x, real)
         if found:
-            found["frechet"] = load_classifier().measure(data.unit(x))["frechet"]
+            found["frechet"] = self.held_out.measure(data.unit(x))["frechet"]
         return found
 
 
-SOURCES = {"crystals": Crystals, "mnist": Digits, "cifar10": Published}
+SOURCES = {"crystals": Crystals, "cifar10": Published, "mnist": Classified, "fashion": Classified}
 MEANING = {
     "mmd2_pixels": "MMD^2 of pixels",
-    "frechet": "Frechet distance to 10,000 test digits in a classifier's features",
+    "frechet": "Frechet distance to 10,000 test images in a classifier's features",
 }
 
 

@@ -37,6 +37,7 @@ class Training:
     use_ema: int = flag.sampling(1, "1: averaged weights; 0: those of the last step", low=0, high=1)
 
     predicts = None  # what the networks return, where others of their shapes do not
+    unsaid = {}  # settings that older checkpoints do not name, and what they were
 
     @property
     def shipped(self):

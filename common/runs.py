@@ -166,7 +166,7 @@ def stored_config(Config, checkpoint, path):
     if checkpoint.get("predicts") != Config.predicts:
         kind = checkpoint.get("predicts") or "another kind of answer"
         raise ValueError(f"the network in {path} returns {kind}, not {Config.predicts}: train anew")
-    stored = checkpoint["config"]
+    stored = Config.unsaid | checkpoint["config"]
     for key in cli.names(Config, "model") + ["seed"]:
         if stored.get(key) is None:
             raise ValueError(f"{path} does not say its {key}: it is damaged, or of another version")

@@ -32,10 +32,16 @@ def in_the_foreground():
 
 @pytest.fixture(scope="session")
 def mnist_folder(tmp_path_factory):
-    """Smooth blobs and random labels, both parts gzipped, in torchvision's layout."""
+    """A folder of MNIST and Fashion-MNIST, 40 images of each part, that are blobs with random labels."""
     folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    raw = folder / "MNIST" / "raw"
+    for seed, name in enumerate(("MNIST", "FashionMNIST")):
+        write_blobs(folder / name / "raw", seed)
+    return folder
+
+
+def write_blobs(raw, seed):
+    """Smooth blobs and random labels, both parts gzipped, in torchvision's layout."""
+    rng = np.random.default_rng(seed)
     raw.mkdir(parents=True)
     for part in ("train", "t10k"):
         noise = torch.from_numpy(rng.random((40, 1, 28, 28), dtype=np.float32))
@@ -44,7 +50,6 @@ def mnist_folder(tmp_path_factory):
         for name, magic, a in (("images-idx3", 2051, x), ("labels-idx1", 2049, y)):
             content = struct.pack(f">{1 + a.ndim}I", magic, *a.shape) + a.tobytes()
             (raw / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(content))
-    return folder
 
 
 def visible(text):

@@ -6,10 +6,10 @@ import os
 import signal
 
 import vae_gan
-from common import digit_classifier, loop
+from common import classifier, loop
 from common.checkpoints import load_checkpoint
+from common.classifier import Classifier
 from common.datasets import load
-from common.digit_classifier import Classifier
 from common.runs import Run, seeded
 from common.seeds import generator
 from conftest import run as run_main
@@ -38,7 +38,7 @@ def run(*words):
 @pytest.fixture(scope="module", autouse=True)
 def short():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digit_classifier, "PERCEPTUAL_STEPS", 3)
+        patch.setattr(classifier, "PERCEPTUAL_STEPS", 3)
         patch.setattr(vae_gan, "N_TEST", 8)
         patch.setattr(vae_gan, "RAMP", 2)
         patch.setattr(loop.pictures, "loss_curve", lambda *args: None)

@@ -7,10 +7,10 @@ import struct
 from dataclasses import replace
 
 import vae_gan
-from common import cli, digit_classifier, digit_job, loop
+from common import classifier, cli, digit_job, loop
 from common.checkpoints import ROOT, SHIPPED, load_checkpoint
+from common.classifier import load_classifier
 from common.datasets import DATASETS
-from common.digit_classifier import load_classifier
 from conftest import run as run_main
 
 import numpy as np
@@ -32,7 +32,7 @@ def numbers(folder):
 @pytest.fixture(scope="module", autouse=True)
 def short():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digit_classifier, "PERCEPTUAL_STEPS", 2)
+        patch.setattr(classifier, "PERCEPTUAL_STEPS", 2)
         patch.setattr(vae_gan, "N_TEST", 8)
         patch.setattr(loop.pictures, "loss_curve", lambda *args: None)
         yield
@@ -101,6 +101,23 @@ def test_compare_refuses_two_networks_that_are_no_pair(folder, here, mistake):
     assert not (here / "outputs").exists()
 
 
+def test_two_networks_of_clothes_are_compared_with_clothes_and_not_with_digits(folder, mnist_folder, here, mistake):
+    for scheme, words in SCHEMES.items():
+        clothes = ["--data", "fashion", "--data-dir", mnist_folder, *words]
+        assert run(*TINY, *clothes, "--out", f"clothes_{scheme}") == 0
+    pair = ["--ckpt", "clothes_simple", "--against", "clothes_composite"]
+    assert run("--compare", *pair, "--n", 3, "--out", "c") == 0
+    assert numbers(here / "c")["simple"]["real"] == load_classifier(of="fashion").real
+    line = mistake(vae_gan.main, "--compare", "--ckpt", "clothes_simple", "--against", folder / "composite")
+    assert "--data is fashion and mnist" in line
+
+    # A network knows what it was trained on.
+    assert run("--ckpt", "clothes_simple", "--n", 2, "--out", "one") == 0
+    assert numbers(here / "one")["simple"]["real"] == load_classifier(of="fashion").real
+    assert "--data mnist contradicts" in mistake(vae_gan.main, "--ckpt", "clothes_simple", "--data", "mnist")
+    assert "no --data fashion network ships" in mistake(vae_gan.main, "--data", "fashion")
+
+
 def DATA(folder):
     return load_checkpoint(folder / "simple")["config"]["data_dir"]
 
@@ -114,6 +131,7 @@ def DATA(folder):
         ("--compare --beta 2", "--beta"),
         ("--compare --scheme simple", "--scheme"),
         ("--compare --z-dim 12", "--z-dim"),
+        ("--compare --data fashion", "--data"),
         ("--compare --train", "--train"),
         ("--compare --label 3", "--label"),
         ("--against x.pt", "--against"),
@@ -266,7 +284,7 @@ def test_the_map_that_ships_shows_digits(here):
     assert run("--scheme", "simple", "--z-dim", 2, "--n", 400, "--out", "map") == 0
     assert (here / "map" / "map.png").stat().st_size > 50_000
     x = torch.from_numpy(np.load("map/samples_simple.npz")["x"])
-    probabilities, _ = digit_classifier.classify(load_classifier().net, x)
+    probabilities, _ = classifier.classify(load_classifier().net, x)
     shares = probabilities.argmax(1).bincount(minlength=10) / 400
     assert shares.min() > 0.01
     assert numbers(here / "map")["simple"]["share_sure"] > 0.4

@@ -1,14 +1,14 @@
-"""The classifier of digits: what it says of real ones, what it measures, and the file that it lies in."""
+"""The classifier of digits or clothes: what it says of real ones, what it measures, and the file that it lies in."""
 
 import copy
 import json
 import math
 
 import vae_gan
-from common import digit_classifier, metrics
+from common import classifier, metrics
 from common.checkpoints import SHIPPED, load_checkpoint, save_checkpoint
+from common.classifier import Classifier, classify, load_classifier, train_classifier
 from common.datasets import load
-from common.digit_classifier import Classifier, classify, load_classifier, train_classifier
 from common.runs import seeded
 from conftest import run
 
@@ -23,8 +23,8 @@ def made(mnist_folder, tmp_path_factory):
     """The folder of a classifier that three steps have made."""
     out = tmp_path_factory.mktemp("made") / "classifier"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digit_classifier, "STEPS", 3)
-        patch.setattr(digit_classifier, "N_REAL", 30)
+        patch.setattr(classifier, "STEPS", 3)
+        patch.setattr(classifier, "N_REAL", 30)
         words = ["--make-classifier", "--data-dir", mnist_folder, "--precision", "float32", "--out", out]
         assert run(*words, main=vae_gan.main) == 0
     return out
@@ -51,7 +51,7 @@ def test_to_classify_in_parts_is_to_classify_at_once(monkeypatch):
     net = seeded(lambda: Classifier(8), 0)
     x = torch.rand(7, 1, 28, 28)
     whole = classify(net, x)
-    monkeypatch.setattr(digit_classifier, "PART", 3)
+    monkeypatch.setattr(classifier, "PART", 3)
     for a, b in zip(whole, classify(net, x), strict=True):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(whole[0].sum(1), torch.ones(7))
@@ -106,10 +106,20 @@ def test_of_a_single_digit_it_measures_what_one_has(made, mnist_folder):
     assert all(math.isfinite(value) for value in numbers.values())
 
 
+def test_one_of_clothes_is_trained_on_clothes(mnist_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(classifier, "STEPS", 1)
+    words = ["--make-classifier", "--data", "fashion", "--data-dir", mnist_folder, "--out", tmp_path / "made"]
+    assert run(*words, main=vae_gan.main) == 0
+    assert "test clothes" in capsys.readouterr().out
+    clothes, _ = load("fashion", mnist_folder, train=False)
+    held_out = load_classifier(tmp_path / "made" / "classifier.pt", of="fashion")
+    assert torch.equal(held_out.digits, clothes[:32])
+
+
 def test_it_is_held_out_of_every_training(made):
     """Another width, and another seed than any network that a training makes of the same seed."""
     config = load_checkpoint(made / "classifier.pt")["config"]
-    assert config["width"] != digit_classifier.PERCEPTUAL_WIDTH and config["seed"] == 1000
+    assert config["width"] != classifier.PERCEPTUAL_WIDTH and config["seed"] == 1000
 
 
 def test_it_lies_in_its_file_as_it_was_measured(made, mnist_folder):
@@ -121,12 +131,13 @@ def test_it_lies_in_its_file_as_it_was_measured(made, mnist_folder):
     assert held_out.measure(test)["share_sure"] == held_out.real["share_sure"]
 
 
-def test_the_one_that_ships_knows_digits():
-    held_out = load_classifier()
-    assert held_out.real["accuracy"] > 0.985 and held_out.real["n_real"] == 10_000
+@pytest.mark.parametrize("of, name, accuracy", [("mnist", "digit", 0.985), ("fashion", "fashion", 0.9)])
+def test_those_that_ship_know_their_images(of, name, accuracy):
+    held_out = load_classifier(of=of)
+    assert held_out.real["accuracy"] > accuracy and held_out.real["n_real"] == 10_000
     probabilities, _ = classify(held_out.net, held_out.digits.float() / 255)
     assert (probabilities.argmax(1) == held_out.labels).double().mean() > 0.9
-    assert (SHIPPED / "digit_classifier.pt").stat().st_size < 5e5
+    assert (SHIPPED / f"{name}_classifier.pt").stat().st_size < 5e5
 
 
 # ------------------------------------------------------------------------------------------------ mistakes
@@ -154,8 +165,10 @@ def test_a_damaged_one_is_called_that(made, tmp_path, hurt):
 
 
 def test_another_checkpoint_is_no_classifier_and_none_is_none(tmp_path):
-    with pytest.raises(ValueError, match="holds no classifier: make one with vae_gan.py --make-classifier"):
+    with pytest.raises(ValueError, match="holds no classifier of digits: make one with vae_gan.py --make-classifier"):
         load_classifier(SHIPPED / "vae_gan_simple.pt")
+    with pytest.raises(ValueError, match="digit_classifier.pt holds no classifier of clothes: .* --data fashion"):
+        load_classifier(SHIPPED / "digit_classifier.pt", of="fashion")
     with pytest.raises(ValueError, match="there is no classifier .*nowhere.pt: make one"):
         load_classifier(tmp_path / "nowhere.pt")
 

@@ -1,10 +1,11 @@
-"""A classifier of digits: what a perceptual loss looks with, and what samples are measured with.
+"""A classifier of digits or clothes: a perceptual loss looks with it, and samples are measured.
 
     python vae_gan.py --make-classifier     trains the one for measuring, and writes classifier.pt
+    python vae_gan.py --make-classifier --data fashion          the one of clothes
 
-The one that ships was held out: no network was trained with it.  Its file also holds what it says
-of real digits, with which samples are compared, and 32 test digits, so that reconstructions can
-be seen before MNIST is downloaded.
+Those that ship were held out: no network was trained with them.  Their files also hold what they
+say of real images, with which samples are compared, and 32 test images, so that reconstructions
+can be seen before a data set is downloaded.
 """
 
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 from common.blocks import channels_last
 from common.checkpoints import SHIPPED, load_checkpoint, load_weights, save_checkpoint
-from common.datasets import load
+from common.datasets import DATASETS, load
 from common.devices import autocast
 from common.loop import learning_rate, set_learning_rate
 from common.metrics import feature_moments, frechet, gradient_energy
@@ -23,23 +24,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-SCRIPT = "digit_classifier"  # in the checkpoint
+SCRIPTS = {"mnist": "digit_classifier", "fashion": "fashion_classifier"}  # in the checkpoint
 WIDTH = 24  # of the held-out classifier
 STEPS = 1500
 PERCEPTUAL_WIDTH = 16
 PERCEPTUAL_STEPS = 500
-N_REAL = 10_000  # real digits that it is shown
-SURE = 0.9  # what it calls a digit with more than this probability counts as one
+N_REAL = 10_000  # real images that it is shown
+SURE = 0.9  # what it gives a class with more than this probability counts as one of it
 PART = 250  # images at a time
 LEARNING_RATE = 3e-3
-HOW = "make one with vae_gan.py --make-classifier"
 KNOWN = ("accuracy", "n_real", "share_sure", "frechet_floor", "gradient_energy")
 
 # ------------------------------------------------------------------------------ the network
 
 
 class Classifier(nn.Module):
-    """Logits [N, 10] of digits [N, 1, 28, 28] in [0, 1], and features of two kinds on the way."""
+    """Logits [N, 10] of images [N, 1, 28, 28] in [0, 1], and features of two kinds on the way."""
 
     def __init__(self, width=16):
         super().__init__()
@@ -65,7 +65,7 @@ class Classifier(nn.Module):
 
 
 def train_classifier(x_u8, labels, seed, width, steps, device, precision, n=128):
-    """A classifier of these digits, ready to use: it has no gradients of its own.
+    """A classifier of these images, ready to use: it has no gradients of its own.
 
     x_u8: uint8 [N, 1, 28, 28].  The rows of a step depend on (seed, step).
     """
@@ -86,7 +86,7 @@ def train_classifier(x_u8, labels, seed, width, steps, device, precision, n=128)
 
 
 def perceptual_network(x_u8, labels, run):
-    """The classifier whose features a perceptual loss compares, trained on the same digits."""
+    """The classifier whose features a perceptual loss compares, trained on the same images."""
     config = run.config
     size = (PERCEPTUAL_WIDTH, PERCEPTUAL_STEPS)
     return train_classifier(x_u8, labels, config.seed + 1, *size, run.device, config.precision)
@@ -104,19 +104,19 @@ def classify(net, x):
 
 
 class HeldOut(NamedTuple):
-    """The held-out classifier, and what it says of real digits."""
+    """The held-out classifier, and what it says of real images."""
 
     net: Classifier
-    real: dict  # numbers of real digits, under the names in KNOWN
-    mean: torch.Tensor  # of the features of test digits: [64]
+    real: dict  # numbers of real images, under the names in KNOWN
+    mean: torch.Tensor  # of the features of test images: [64]
     cov: torch.Tensor  # [64, 64]
-    digits: torch.Tensor  # test digits: uint8 [32, 1, 28, 28]
+    digits: torch.Tensor  # test images: uint8 [32, 1, 28, 28]
     labels: torch.Tensor  # int64 [32]
 
     def measure(self, x, digit=None):
-        """Numbers of digits x [N, 1, 28, 28] in [0, 1]; those that need two have no entry if N = 1.
+        """Numbers of images x [N, 1, 28, 28] in [0, 1]; those that need two have no entry if N = 1.
 
-        digit: their conditions, int64 [N], if they had one.
+        digit: the classes that were asked for, int64 [N], if any were.
         """
         probabilities, features = classify(self.net, x)
         best, found = probabilities.max(1)
@@ -132,20 +132,20 @@ class HeldOut(NamedTuple):
 
 
 def make_classifier(run):
-    """Train the held-out classifier, and write it, with what it says of real digits.
+    """Train the held-out classifier, and write it, with what it says of real images.
 
     Returns those numbers, and what to print.  A seed of its own keeps it apart from every
     perceptual network.
     """
     config = run.config
-    x_u8, labels = load("mnist", config.data_dir, train=True)
-    test_u8, test_labels = load("mnist", config.data_dir, train=False)
+    x_u8, labels = load(config.data, config.data_dir, train=True)
+    test_u8, test_labels = load(config.data, config.data_dir, train=False)
     settings = dict(seed=config.seed + 1000, width=WIDTH)
     how = dict(steps=STEPS, device=run.device, precision=config.precision)
     net = train_classifier(x_u8, labels, **settings, **how).cpu()
     net = net.half().float()  # as it ships
 
-    # What it says of test digits, and of training digits compared with them: the floor.
+    # What it says of test images, and of training images compared with them: the floor.
     x = test_u8[:N_REAL].float() / 255
     probabilities, features = classify(net, x)
     _, others = classify(net, x_u8[:N_REAL].float() / 255)
@@ -159,22 +159,27 @@ def make_classifier(run):
         "gradient_energy": gradient_energy(x),
     }
 
-    checkpoint = dict(script=SCRIPT, config=settings, contents={})
+    checkpoint = dict(script=SCRIPTS[config.data], config=settings, contents={})
     checkpoint |= dict(step=STEPS, seconds=None, real=real, mean=mean, cov=cov)
     checkpoint |= dict(digits=test_u8[:32].clone(), labels=test_labels[:32].clone())
     checkpoint["ema"] = {key: weight.half() for key, weight in net.state_dict().items()}
     save_checkpoint(run.out / "classifier.pt", checkpoint)
-    return real, f"accuracy {real['accuracy']:.1%} on {real['n_real']:,} test digits"
+    noun = DATASETS[config.data].noun
+    return real, f"accuracy {real['accuracy']:.1%} on {real['n_real']:,} test {noun}"
 
 
-def load_classifier(path=None):
-    """The HeldOut in a file, by default the one that ships.  Raises ValueError for any other."""
-    path = Path(path or SHIPPED / f"{SCRIPT}.pt")
+def load_classifier(path=None, of="mnist"):
+    """The HeldOut in a file, by default the one that ships.  Raises ValueError for any other.
+
+    of: the data set whose classes it is to know.
+    """
+    path = Path(path or SHIPPED / f"{SCRIPTS[of]}.pt")
+    how = f"make one with vae_gan.py --make-classifier --data {of}"
     if not path.is_file():
-        raise ValueError(f"there is no classifier {path}: {HOW}")
+        raise ValueError(f"there is no classifier {path}: {how}")
     found = load_checkpoint(path)
-    if found["script"] != SCRIPT:
-        raise ValueError(f"{path} holds no classifier: {HOW}")
+    if found["script"] != SCRIPTS[of]:
+        raise ValueError(f"{path} holds no classifier of {DATASETS[of].noun}: {how}")
 
     try:
         net = Classifier(found["config"]["width"])
@@ -183,7 +188,7 @@ def load_classifier(path=None):
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError):
         whole = False  # whatever the first wrong entry leads to
     if not whole:
-        raise ValueError(f"the classifier in {path} is damaged: {HOW}")
+        raise ValueError(f"the classifier in {path} is damaged: {how}")
     load_weights(held_out.net, found["ema"], path).eval().requires_grad_(False)
     return held_out
 
