@@ -14,7 +14,9 @@ outputs/dddm_dit/default/.
 
     python dddm_dit.py --kind honeycomb --theta 20deg       36 times the same crystal
     python dddm_dit.py --train --out outputs/mine           train from scratch, then sample
-    python dddm_dit.py --train --data mnist                 digits
+    python dddm_dit.py --data mnist                         digits
+    python dddm_dit.py --data mnist --against RUN           a table of two networks by few calls
+    python dddm_dit.py --train --data fashion               clothes, from scratch
     python dddm_dit.py --train --config configs/dddm_dit_cifar10.json       for a GPU
     torchrun --standalone --nproc_per_node=2 -- dddm_dit.py --train --particles 4
 
@@ -28,12 +30,12 @@ from functools import partial
 
 import data
 import dddm
-from common import cli, runs
+from common import cli, few_calls, runs
 from common.blocks import turned_coordinates, waves, zeroed
 from common.board import need_package
 from common.cli import flag
 from common.datasets import DATASETS
-from common.image_job import CHANNELS, CLASSES, SOURCES, epoch, image_grid
+from common.image_job import CHANNELS, CLASSES, epoch, image_grid, source
 from common.sampling import sample_images
 
 import torch
@@ -103,6 +105,9 @@ class Config(dddm.Config):
     theta: float | None = flag.sampling(
         None, "one angle of crystals, from 0 to 60 degrees: 0.3 (radians), 30deg", parse=cli.angle
     )
+    against: str | None = flag.sampling(
+        None, "a second network: both by 1, 2, 4, ... calls, and a table", parse=cli.path
+    )
     fid: bool = flag.sampling(False, "Inception FID of cifar10; needs torchmetrics[image]")
     data_dir: str = flag.run("data", "folder that holds real images, or will", parse=cli.path)
 
@@ -125,6 +130,9 @@ class Config(dddm.Config):
             self.refuse(typed, "img_size", "theta", because="it is for crystals")
         else:
             self.refuse(typed, "data_dir", because="crystals are rendered, not read")
+        if self.against:
+            why = f"--against draws by {', '.join(map(str, few_calls.CALLS))} calls, and measures"
+            self.refuse(typed, "train", "steps", "fid", because=why)
         if self.fid and (self.data != "cifar10" or self.n < 2):
             raise ValueError("--fid is for two or more images of --data cifar10")
         if self.fid:
@@ -272,7 +280,7 @@ def build(config):
 
 
 def train(net, run):
-    images = SOURCES[run.config.data](run)
+    images = source(run)
     n = run.config.batch_size
     quick = run.with_settings(n=images.evaluated, steps=8, sample_batch=36, kind=None, theta=None)
 
@@ -305,14 +313,28 @@ def draw(net, run, condition):
 
 
 def sample(net, run):
-    """The images and where real ones are: without those there is no work to begin with."""
-    images = SOURCES[run.config.data](run)
-    return draw(net, run, images.conditions(run.config)), images
+    """The images and where real ones are: without those there is no work to begin with.
+
+    With --against a dict of images, {name of the network: {calls: x}}.
+    """
+    images = source(run)
+    condition = images.conditions(run.config)
+    if not run.config.against:
+        return draw(net, run, condition), images
+
+    drawn = {}
+    for name, (one, its_run) in few_calls.pair(net, run, build).items():
+        drawn[name] = {}
+        for n in few_calls.CALLS:
+            drawn[name][n] = draw(one, its_run.with_settings(steps=n), condition).x
+    return drawn, images
 
 
 def report(samples, net, run):
     """samples.png, samples.npz, and the numbers; of crystals a film as well."""
     drawn, images = samples
+    if run.config.against:
+        return few_calls.report(drawn, images, run)
     return images.report(drawn, run)
 
 

@@ -16,7 +16,7 @@ class Row(NamedTuple):
     """A row of a contact sheet."""
 
     name: str
-    images: object  # [M, 1, H, W] in [0, 1]
+    images: object  # [M, 1 or 3, H, W] in [0, 1]
     captions: list = ()  # above each image, or none
     heading: str = ""  # above the row
 
@@ -47,7 +47,8 @@ def draw_sheet(path, title, about, rows):
             x = LEFT + i * (SIDE + GAP)
             place = (x / width, 1 - bottom / height, SIDE / width, SIDE / height)
             axes = figure.add_axes(place)
-            axes.imshow(image[0].numpy(), cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+            pixels = image.movedim(0, 2).squeeze(2).numpy()
+            axes.imshow(pixels, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
             axes.set_axis_off()
             if row.captions:
                 axes.set_title(row.captions[i], fontsize=8.5, color=GREY, pad=4)

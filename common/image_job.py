@@ -1,12 +1,12 @@
 """Where images come from, crystals and published ones alike, and how samples of them are measured.
 
-    images = source(run)                        Crystals, Published or Classified, by --data
+    images = source(run)                        Crystals or Published, by --data
     x, condition = images.batch(step, n)        x [n, C, H, H] in [-1, 1], a data.Condition
 """
 
 import data
 from common import crystal_job, metrics, pictures
-from common.classifier import load_classifier
+from common.classifier import SCRIPTS, load_classifier
 from common.datasets import DATASETS, load, present
 from common.files import write_npz
 from common.nearest_crystal import crystal_error
@@ -37,22 +37,36 @@ class Crystals:
         fit = crystal_error(data.unit(x).double(), condition.kind, condition.cont[:, 1])
         return {"crystal_error": float(fit.error.mean())}
 
+    def floor(self, n, seed):
+        """True crystals have no error."""
+        return {}
+
+    def real(self, n, seed):
+        """n fresh true crystals: [n, 1, H, H] in [-1, 1]."""
+        return self.batch(0, n, held_out=True)[0]
+
     def report(self, drawn, run):
         """Write files and pictures; return the numbers and what to print of them."""
         return crystal_job.report_crystals(drawn, run, film="sampling.gif", duration=0.3)
 
 
 class Published:
-    """Read from --data-dir, conditioned on the class, and compared with real images."""
+    """Read from --data-dir, conditioned on the class, and compared with real images.
 
-    evaluated = 36
+    Of digits and clothes a held-out classifier says something even where none are there.
+    """
 
     def __init__(self, run):
         config = run.config
         self.n_classes = CLASSES[config.data]
         self.seed = run.trained.seed
-        self.x_u8, self.labels = load(config.data, config.data_dir, train=True)
-        run.check_content("data_dir", {"x_u8": self.x_u8, "labels": self.labels})
+        self.held_out = load_classifier(of=config.data) if config.data in SCRIPTS else None
+        self.evaluated = 256 if self.held_out else 36
+        self.x_u8 = None
+        needed = config.train or not self.held_out
+        if needed or present(config.data, config.data_dir, train=True):
+            self.x_u8, self.labels = load(config.data, config.data_dir, train=True)
+            run.check_content("data_dir", {"x_u8": self.x_u8, "labels": self.labels})
 
     def batch(self, step, n):
         rows = torch.randint(len(self.labels), (n,), generator=generator(self.seed, step, 1))
@@ -68,18 +82,30 @@ class Published:
         return [f"class {k}" for k in condition.kind[: metrics.TILES].tolist()]
 
     def real(self, n, seed):
-        """n of the images, or all there are."""
-        rows = torch.randperm(len(self.labels), generator=generator(seed, 5))[:n]
+        """n of the images, or all there are: [n, C, H, H] in [-1, 1]."""
+        if self.x_u8 is None:
+            return torch.empty(0)
+        rows = torch.randperm(len(self.x_u8), generator=generator(seed, 5))[:n]
         return signed(self.x_u8[rows])
 
     def distances(self, x, real):
-        """Of samples from real images; empty where there is one only."""
-        if min(len(x), len(real)) < 2:
-            return {}
-        return {"mmd2_pixels": metrics.pixel_mmd2(x, real)}
+        """Of samples from real images, those that two or more of them have."""
+        found = {}
+        if min(len(x), len(real)) > 1:
+            found["mmd2_pixels"] = metrics.pixel_mmd2(x, real)
+        if self.held_out and len(x) > 1:
+            found["frechet"] = self.held_out.measure(data.unit(x))["frechet"]
+        return found
 
     def evaluate(self, x, condition, seed):
+        """Numbers of samples, for a line of the log."""
         return self.distances(x, self.real(len(x), seed))
+
+    def floor(self, n, seed):
+        """The same numbers of n real images, compared with n others; none where none are there."""
+        real = self.real(2 * n, seed)
+        half = -(-len(real) // 2)
+        return self.distances(real[half:], real[:half])
 
     def report(self, drawn, run):
         config = run.config
@@ -91,10 +117,8 @@ class Published:
         image_grid(run.out / "samples.png", x, self.captions(condition), title)
 
         # Each distance beside its floor, that of real images from other real ones.
-        both = self.real(2 * config.n, config.seed + 1)
-        half = -(-len(both) // 2)
-        found = self.distances(x, both[:half])
-        floor = self.distances(both[half:], both[:half])
+        found = self.evaluate(x, condition, config.seed + 1)
+        floor = self.floor(config.n, config.seed + 1)
         per_image = 1000 * drawn.seconds / config.n
         numbers = {"n": config.n, "seconds": drawn.seconds, "ms_per_image": per_image}
         lines = []
@@ -113,27 +137,16 @@ class Published:
         return numbers, "\n".join(lines)
 
 
-class Classified(Published):
-    """Digits and clothes, which a held-out classifier can measure as well."""
-
-    evaluated = 256
-
-    def __init__(self, run):
-        super().__init__(run)
-        self.held_out = load_classifier(of=run.config.data)
-
-    def distances(self, x, real):
-        found = super().distances(x, real)
-        if found:
-            found["frechet"] = self.held_out.measure(data.unit(x))["frechet"]
-        return found
-
-
-SOURCES = {"crystals": Crystals, "cifar10": Published, "mnist": Classified, "fashion": Classified}
 MEANING = {
+    "crystal_error": "crystal error",
     "mmd2_pixels": "MMD^2 of pixels",
     "frechet": "Frechet distance to 10,000 test images in a classifier's features",
 }
+
+
+def source(run):
+    """Where the images of --data come from."""
+    return Crystals(run) if run.config.data == "crystals" else Published(run)
 
 
 def image_grid(path, x, captions, title):

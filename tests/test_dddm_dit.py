@@ -181,6 +181,45 @@ def test_real_images(here, published, name):
     assert json.loads(Path("one/metrics.json").read_text()).keys() == {"n", "seconds", "ms_per_image"}
 
 
+def test_without_real_digits_a_classifier_still_measures(here, published, monkeypatch):
+    assert dit_run("--data", "mnist", *TRAIN, "--steps", 1, "--out", "run") == 0
+    monkeypatch.setattr(image_job, "present", lambda *where, **part: False)
+    monkeypatch.delattr(image_job, "load")
+    assert dit_run("--data", "mnist", "--ckpt", "run", "--n", 3, "--out", "some") == 0
+    assert json.loads(Path("some/metrics.json").read_text()).keys() == {"n", "seconds", "ms_per_image", "frechet"}
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "crystals"])
+def test_two_networks_by_few_calls(here, published, name, capsys, mistake):
+    """The table says what each network alone would say, by as many calls."""
+    words = ["--data", name, *TRAIN, *(SMALL if name == "crystals" else [])]
+    assert dit_run(*words, "--out", "one") == dit_run(*words, "--beta", 2, "--lam", 0, "--out", "two") == 0
+    pair = ["--data", name, "--ckpt", "one", "--n", 6]
+    capsys.readouterr()
+    assert dit_run(*pair, "--against", "two", "--out", "both") == 0
+    said = capsys.readouterr().out
+    assert "beta 1, lam 1" in said and "beta 2, lam 0" in said
+    assert Path("both/few_calls.png").stat().st_size > 5000
+
+    assert dit_run(*pair, "--steps", 4, "--out", "alone") == 0
+    alone, both = (json.loads(Path(f"{out}/metrics.json").read_text()) for out in ("alone", "both"))
+    alone["crystal_error"] = alone.get("crystal_error_mean")
+    for key, value in both["beta 1, lam 1"]["4"].items():
+        assert value == pytest.approx(alone[key], abs=1e-6)
+    for key, value in both["floor"].items():
+        assert value == pytest.approx(alone[f"{key}_floor"])
+
+    assert "--steps has no effect" in mistake(dddm_dit.main, *pair, "--against", "two", "--steps", 4)
+
+
+def test_networks_of_different_images_are_not_compared(here, published, mistake):
+    for name in ("mnist", "fashion"):
+        assert dit_run("--data", name, *TRAIN, "--steps", 1, "--out", name) == 0
+    line = mistake(dddm_dit.main, "--data", "mnist", "--ckpt", "mnist", "--against", "fashion", "--out", "both")
+    assert "no fair comparison: mnist/last.pt draws mnist, fashion/last.pt fashion" in line
+    assert not Path("both").exists()
+
+
 def test_an_image_keeps_its_label(published):
     images = image_job.Published(run_of(config_of("mnist")))
     x, condition = images.batch(0, 5)
