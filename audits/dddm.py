@@ -83,13 +83,27 @@ def ordinary_diffusion(steps, tolerance=None):
     return Claim(claim, 0, share, tolerance, n=POINTS, note=f"which is {ordinary:.1e}")
 
 
-def spread():
+@cache
+def posterior_draws():
+    """Learned and exact draws of x_0 at ten pairs (t, x_t)."""
     net, run = network("mixture")
     fresh = partial(dddm.learned, net, run, seed=0)
-    pairs = posteriors.posterior_pairs(fresh, dddm.mixture(run.trained))
-    off = [abs(std / exact_std - 1) for *_, std, exact_std in pairs]
+    return posteriors.posterior_pairs(fresh, dddm.mixture(run.trained))
+
+
+def spread():
+    off = [abs(std / exact_std - 1) for *_, std, exact_std in posterior_draws()]
     claim = "dddm, mixture: relative error of posterior std, worst of ten"
     return Claim(claim, 0, max(off), 0.15, n=POINTS)
+
+
+def between_modes(t):
+    """Where the posterior has two modes and nothing between them."""
+    gmm = dddm.mixture(network("mixture")[1].trained)
+    learned, exact = next((x, y) for at, _, x, y, *_ in posterior_draws() if abs(at - t) < 0.01)
+    found, truth = (posteriors.share_between(gmm, x) for x in (learned, exact))
+    claim = f"dddm, mixture: share of posterior draws between the modes, t = {t:g}"
+    return Claim(claim, truth, found, None, n=POINTS)
 
 
 # ------------------------------------------------------------------------------ crystals
@@ -126,6 +140,8 @@ CHECKS = {
         partial(energy_score, "mixture", 8),
         partial(energy_score, "mixture", 32),
         spread,
+        partial(between_modes, 0.75),
+        partial(between_modes, 0.95),
     ],
     "dddm_mixture_mean.pt": [
         partial(ordinary_diffusion, 4, tolerance=0.1),

@@ -32,6 +32,19 @@ def posterior_std(mixture, x, t):
     return sigma / alpha * np.sqrt(1 + sigma**2 * divergence / mixture.dim)
 
 
+FAR = 4.0  # standard deviations: of exact draws in the plane, 3 in 10,000 are so far away
+
+
+def share_between(mixture, x):
+    """The share of points x [N, D] that belong to no component: FAR from every one of them.
+
+    A posterior of several modes has nothing between them; a mean of its modes would lie there.
+    """
+    gap = np.einsum("nkd,kde->nke", x[:, None] - mixture.means, mixture.axes)  # [N, K, D]
+    away = np.sqrt((gap**2 / mixture.eigenvalues).sum(2))
+    return float((away > FAR).all(1).mean())
+
+
 def posterior_pairs(learned, mixture, seed=0, n=4096):
     """Learned and exact draws of x_0 at ten pairs (t, x_t), x_t a draw of p_t.
 

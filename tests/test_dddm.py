@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import dddm
+import reference_gmm_sde
 from common import clouds, distances, loop, posteriors, runs
 from common.files import write_npz
 from common.seeds import point_noise
@@ -277,6 +278,14 @@ def test_posteriors_are_compared_at_draws_of_p_t():
     assert std == pytest.approx(np.sqrt(learned.var(0).mean())) and learned.shape == exact.shape == (500, 2)
     for _, _, _, exact, _, exact_std in found:
         assert np.sqrt(exact.var(0).mean()) == pytest.approx(exact_std, rel=0.2)
+
+
+def test_what_is_far_from_every_component_lies_between_them():
+    gmm = reference_gmm_sde.GaussianMixture([0.5, 0.5], [[0, 0], [10, 0]], [[[1, 0], [0, 4]], [[1, 0], [0, 1]]])
+    x = np.array([[0, 0], [5, 0], [3.9, 0], [4.1, 0], [0, 7.9], [0, 8.1], [10, 4.1]])
+    each = [posteriors.share_between(gmm, point[None]) for point in x]
+    assert each == [0, 1, 0, 1, 0, 1, 1] and posteriors.share_between(gmm, x) == pytest.approx(4 / 7)
+    assert posteriors.share_between(gmm, gmm.sample(20_000, np.random.default_rng(0))) < 1e-3
 
 
 def test_the_exact_standard_deviation_is_that_of_exact_draws():
