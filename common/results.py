@@ -96,6 +96,7 @@ def claims_table(name, claims, command):
 def networks_table():
     """How the checkpoints that ship were trained, as they say themselves."""
     from common.checkpoints import SHIPPED, load_checkpoint
+    from common.classifier import SCRIPTS
 
     rows = []
     for path in sorted(SHIPPED.glob("*.pt")):
@@ -103,7 +104,10 @@ def networks_table():
         machine = made.get("machine") or UNKNOWN
         size = f"{path.stat().st_size / 1e6:.1f}"
         seconds = duration(made["seconds"])
-        row = (path.name, f"`{made['script']}.py`", f"{made['step']:,}", seconds, machine, size)
+        command = f"{made['script']}.py"
+        if made["script"] in SCRIPTS.values():  # a classifier, which is no script of its own
+            command = "vae_gan.py --make-classifier"
+        row = (path.name, f"`{command}`", f"{made['step']:,}", seconds, machine, size)
         rows.append(row)
     columns = ("checkpoint", "script", "steps", "training time", "machine", "MB")
     return table(columns, rows)
