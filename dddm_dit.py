@@ -48,8 +48,8 @@ USUAL = {  # what depends on the data, unless it is typed
         m=2, batch_size=32, train_steps=5400, lr=1.5e-3, steps=8, churn=0.25, n=36,
     ),
     "mnist": dict(
-        img_size=28, patch=4, width=96, depth=6, heads=2, shared=4, xi_dim=16,
-        m=4, batch_size=48, train_steps=8000, lr=1.5e-3, steps=8, churn=1.0, n=1000,
+        img_size=28, patch=7, width=128, depth=6, heads=2, shared=4, xi_dim=16,
+        m=4, batch_size=64, train_steps=12_000, lr=1.5e-3, steps=8, churn=1.0, n=1000,
     ),
     "cifar10": dict(
         img_size=32, patch=4, width=384, depth=8, heads=6, shared=4, xi_dim=64,
