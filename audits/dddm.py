@@ -12,14 +12,16 @@ import data
 import dddm
 import dddm_dit
 from audits.networks import opened
-from common import posteriors
+from common import image_job, posteriors
 from common.checkpoints import SHIPPED
 from common.claims import Claim
+from common.classifier import load_classifier
 from common.distances import mmd2_to_mixture
 from common.metrics import aspect_w1
 from common.nearest_crystal import RECTANGULAR, crystal_error
 
 import numpy as np
+import torch
 
 POINTS = 4096
 SEEDS = 5
@@ -130,6 +132,30 @@ def variety():
     return Claim("dddm, crystals: aspect W1, 512 rectangular, 8 steps", 0, w1, 0.04, n=512)
 
 
+# ------------------------------------------------------------------------------ digits
+
+
+@cache
+def digits(steps):
+    """What the held-out classifier says of a thousand digits, 0 to 9 in turn."""
+    net, run = opened(dddm_dit, SHIPPED / "dddm_dit_mnist.pt")
+    condition = image_job.of_class(torch.arange(1000) % 10)
+    run = run.with_settings(n=1000, steps=steps, churn=1.0, sample_batch=250)
+    x = dddm_dit.draw(net, run, condition).x
+    return load_classifier().measure(data.unit(x), condition.kind)
+
+
+def few_step_digits(steps, tolerance=None):
+    floor = load_classifier().real["frechet_floor"]
+    claim = f"dddm, digits: Frechet distance (real ones'), {steps} steps"
+    return Claim(claim, floor, digits(steps)["frechet"], tolerance, n=1000)
+
+
+def digits_asked_for(steps, tolerance=None):
+    claim = f"dddm, digits: share that is read as the digit asked for, {steps} steps"
+    return Claim(claim, 1, digits(steps)["share_correct"], tolerance, n=1000)
+
+
 # ------------------------------------------------------------------------------ the networks
 
 CHECKS = {
@@ -156,6 +182,12 @@ CHECKS = {
         partial(few_step_crystals, 8, tolerance=0.06),
         partial(few_step_crystals, 16),
         variety,
+    ],
+    "dddm_dit_mnist.pt": [
+        partial(few_step_digits, 1),
+        partial(few_step_digits, 4),
+        partial(few_step_digits, 8),
+        partial(digits_asked_for, 8),
     ],
 }
 NETWORKS = tuple(CHECKS)
