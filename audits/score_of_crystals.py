@@ -27,10 +27,10 @@ def crystal_errors(pair, which, sampler, calls, tiles=TILES, seed=0, w=1):
     return drawn_crystals(model, sampler, calls, tiles, seed, w, pair.run.trained.img_size)
 
 
-def main_job(pair, sampler, calls):
-    """Crystal errors [3, 36] of the 36 default tiles at CFG 1.5, seeds 0, 1, 2."""
+def main_job(pair, sampler, calls, w=1.5):
+    """Crystal errors [3, 36] of the 36 default tiles, seeds 0, 1, 2."""
     tiles = tuple(range(36))
-    draws = [crystal_errors(pair, "learned", sampler, calls, tiles, s, 1.5) for s in range(3)]
+    draws = [crystal_errors(pair, "learned", sampler, calls, tiles, s, w) for s in range(3)]
     return np.stack(draws)
 
 
@@ -46,6 +46,13 @@ def ten_calls(pair):
     many = main_job(pair, "sde", 300).mean()
     claim = "crystals: the same tiles, dpmpp, 10 calls, mean"
     return Claim(claim, 0, few, many + max(many / 4, 0.003), n=108)
+
+
+def ten_calls_unguided(pair):
+    """CFG 1 instead of 1.5, chosen on seeds 10 to 12: half the work and nearer to the truth."""
+    error = main_job(pair, "dpmpp", 10, w=1).mean()
+    claim = "crystals: the same tiles, dpmpp, 10 calls, CFG 1, mean"
+    return Claim(claim, 0, error, 0.0085, n=108)
 
 
 def error_by_calls(pair, sampler, calls):
@@ -98,9 +105,10 @@ def invented_aspects(pair):
 ONE_IMAGE = dict(group=" types 0, 2, 3", samples=np.arange(36) % 4 != 1)  # given the condition
 A_CURVE = dict(group=" rectangular", samples=np.arange(36) % 4 == 1)
 CHECKS = [
-    partial(default_tiles, statistic="mean", limit=0.015),
-    partial(default_tiles, statistic="max", limit=0.06),
+    partial(default_tiles, statistic="mean", limit=0.0065),
+    partial(default_tiles, statistic="max", limit=0.018),
     ten_calls,
+    ten_calls_unguided,
     *(partial(in_bin, what="score error", i=i, **ONE_IMAGE) for i in range(6)),
     *(partial(in_bin, what="score error", i=i, **A_CURVE) for i in range(6)),
     *(partial(in_bin, what="loss", i=i, **A_CURVE) for i in range(6)),  # else the least is 0

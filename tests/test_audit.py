@@ -218,12 +218,14 @@ def test_default_tiles_have_every_type_and_the_noise_of_the_main_job():
 
 
 def test_the_error_of_the_main_job_is_held_against_none_at_all(monkeypatch):
-    found = {"sde": np.full(36, 0.02), "dpmpp": np.full(36, 0.024)}
-    monkeypatch.setattr(score_of_crystals, "crystal_errors", lambda pair, which, sampler, *_: found[sampler])
+    found = {("sde", 1.5): 0.02, ("dpmpp", 1.5): 0.024, ("dpmpp", 1): 0.01}
+    errors = lambda pair, which, sampler, calls, tiles, seed, w: np.full(36, found[sampler, w])  # noqa: E731
+    monkeypatch.setattr(score_of_crystals, "crystal_errors", errors)
     tiles = score_of_crystals.default_tiles(None, "max", 0.03)
     ten = score_of_crystals.ten_calls(None)
     assert (tiles.expected, tiles.measured, tiles.tolerance) == pytest.approx((0, 0.02, 0.03))
     assert (ten.expected, ten.measured, ten.tolerance) == pytest.approx((0, 0.024, 0.025))
+    assert score_of_crystals.ten_calls_unguided(None).measured == pytest.approx(0.01)
 
 
 # ------------------------------------------------------------------------------------------------ RESULTS.md
