@@ -351,7 +351,7 @@ class Config:
     script = "data"
 
     build: int | None = flag.run(
-        None, "render so many crystals into --out FILE.pt", low=1, high=10**7, also="--n-samples"
+        None, "render this many crystals into --out FILE.pt", low=1, high=10**7, also="--n-samples"
     )
     out: str | None = flag.run(
         None, "file to write (default: outputs/data/preview.png, a preview)", parse=cli.path
@@ -359,7 +359,7 @@ class Config:
     force: bool = flag.run(False, "replace the file given by --out if there is one")
     mode: str = flag.run("rot-only", "what varies in a data set", choices=MODES)
     rot_only: bool = flag.run(False, "the same as --mode rot-only")
-    n_types: int = flag.run(4, f"use the first so many of {', '.join(KINDS)}", low=1, high=4)
+    n_types: int = flag.run(4, f"types: so many of {', '.join(KINDS)}", low=1, high=4)
     img_size: int = flag.run(64, "pixels: the more, the more atoms", low=8, high=1024)
     seed: int = flag.run(0, "decides every random number", low=0, below=2**63)
 

@@ -58,7 +58,7 @@ class Config(BoardFlags):
     data: str = flag.model("mixture", "the data; mixture: two Gaussians", choices=tuple(MIXTURES))
     width: int = flag.model(128, "features of a layer", low=1, high=4096)
     depth: int = flag.model(4, "number of layers", low=1, high=4096)
-    shared: int = flag.model(1, "so many of them before xi: one pass for all particles", low=0)
+    shared: int = flag.model(1, "layers before xi enters: one pass for all particles", low=0)
     xi_dim: int = flag.model(4, "random numbers that pick a draw of x_0", low=1, high=4096)
 
     m: int = flag.training(8, "particles a datum", low=1, high=1024, also="--particles")

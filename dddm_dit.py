@@ -2,7 +2,8 @@
 
     xhat_j = f(x_t, t, condition, xi_j)         draws from p(x_0 | x_t, condition), j = 1 .. m
     tokens = linear(patches of x_t, their places)
-    shift, scale, gate = film(t, condition, xi_j)       steer every block of a transformer, a DiT
+    shift, scale, gate = film(t, condition, xi_j)       steer the blocks of a transformer, a DiT;
+                                                        the first --shared of them do not see xi_j
 
 Path, bridge, loss and sampler are those of dddm.py, to be read first: they do not care what x is.
 
@@ -35,7 +36,7 @@ from common.blocks import turned_coordinates, waves, zeroed
 from common.board import need_package
 from common.cli import flag
 from common.datasets import DATASETS
-from common.image_job import CHANNELS, CLASSES, epoch, image_grid, source
+from common.image_job import CHANNELS, CLASSES, class_of, epoch, image_grid, source
 from common.sampling import sample_images
 
 import torch
@@ -65,11 +66,6 @@ def usual(group, name, help, **more):
     return group(None, f"{help} (default: {values})", **more)
 
 
-def type_or_class(text):
-    """An argparse type: a lattice type by its name, or the number of a type or class."""
-    return data.KINDS.index(text) if text in data.KINDS else cli.number(int, low=0, high=9)(text)
-
-
 @dataclass(kw_only=True)
 class Config(dddm.Config):
     script = "dddm_dit"
@@ -83,7 +79,7 @@ class Config(dddm.Config):
     width: int | None = usual(flag.model, "width", "features of a token", low=1, high=4096)
     depth: int | None = usual(flag.model, "depth", "transformer blocks", low=1, high=4096)
     heads: int | None = usual(flag.model, "heads", "of the attention", low=1, high=4096)
-    shared: int | None = usual(flag.model, "shared", "so many blocks before xi", low=0)
+    shared: int | None = usual(flag.model, "shared", "blocks before xi enters", low=0)
     xi_dim: int | None = usual(flag.model, "xi_dim", "random numbers a draw", low=1, high=4096)
 
     m: int | None = usual(
@@ -99,8 +95,8 @@ class Config(dddm.Config):
     )
     n: int | None = usual(flag.sampling, "n", "samples", low=1, also="--n-samples")
     sample_batch: int = flag.sampling(36, "images drawn at a time", low=1)
-    kind: int | None = flag.sampling(
-        None, "one lattice type (0 to 3, or its name) or class (0 to 9)", parse=type_or_class
+    kind: str | None = flag.sampling(
+        None, "one class, 0 to 9; of crystals a lattice type, 0 to 3 or its name"
     )
     theta: float | None = flag.sampling(
         None, "one angle of crystals, from 0 to 60 degrees: 0.3 (radians), 30deg", parse=cli.angle
@@ -117,22 +113,24 @@ class Config(dddm.Config):
                 setattr(self, key, value)
         super().settle(typed)
 
+        if self.data in DATASETS:
+            self.refuse(typed, "img_size", "theta", because="it is for crystals")
+        else:
+            self.refuse(typed, "data_dir", because="crystals are rendered, not read")
         if self.width % self.heads:
             raise ValueError(f"--width {self.width} is not divisible by --heads {self.heads}")
         if self.img_size % self.patch:
             size = f"images of {self.img_size} pixels"
             raise ValueError(f"{size} do not divide into patches of --patch {self.patch}")
-        if self.kind is not None and self.kind >= CLASSES[self.data]:
-            raise ValueError(f"--kind {self.kind}: {self.data} has 0 to {CLASSES[self.data] - 1}")
+        if self.kind is not None:
+            self.kind = class_of(str(self.kind), self.data)
         if self.steps == 1 and not self.train:
             self.refuse(typed, "churn", because="a single step ends at the data, without noise")
-        if self.data in DATASETS:
-            self.refuse(typed, "img_size", "theta", because="it is for crystals")
-        else:
-            self.refuse(typed, "data_dir", because="crystals are rendered, not read")
         if self.against:
-            why = f"--against draws by {', '.join(map(str, few_calls.CALLS))} calls, and measures"
-            self.refuse(typed, "train", "steps", "fid", because=why)
+            why = "--against has numbers of calls, churns and measures of its own"
+            self.refuse(typed, "train", "steps", "churn", "fid", because=why)
+            if self.n < 2:
+                raise ValueError("--against compares distances: they need --n 2 or more")
         if self.fid and (self.data != "cifar10" or self.n < 2):
             raise ValueError("--fid is for two or more images of --data cifar10")
         if self.fid:
@@ -148,7 +146,7 @@ class Config(dddm.Config):
 def attention(q, k, v):
     """softmax(q k^T / sqrt d) v of [N, heads, tokens, d].
 
-    Written out where a processor's fused kernel takes six times as long (bf16).
+    Written out on a CPU, whose fused kernel takes six times as long in bf16.
     """
     if q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v)
@@ -164,7 +162,7 @@ def modulated(h, shift, scale):
 class Block(nn.Module):
     """Attention and an MLP on tokens h [N, tokens, width].
 
-    Each stands between a norm that the embedding scales and shifts and a gate that starts at 0.
+    Before each a norm, which the embedding scales and shifts; after each a gate that starts at 0.
     """
 
     def __init__(self, width, heads):
@@ -192,8 +190,8 @@ class DiT(nn.Module):
 
     A token is patch x patch pixels.  The first `shared` blocks do not see xi [N, m, xi_dim], and
     run once for all particles.  A token knows where it is by its coordinates and a few sines of
-    them, turned by the angle of the condition, as in vp_sde.py: that spares the network products of
-    position and angle to a hundredth of a pixel.
+    them, turned by the angle of the condition, as in vp_sde.py: that spares the network from
+    learning products of position and angle to a hundredth of a pixel.
     """
 
     def __init__(self, channels, classes, config, rms=1.0):
@@ -313,9 +311,9 @@ def draw(net, run, condition):
 
 
 def sample(net, run):
-    """The images and where real ones are: without those there is no work to begin with.
+    """The images, and their source, which says before any work that data are missing.
 
-    With --against a dict of images, {name of the network: {calls: x}}.
+    With --against a dict of images, {name of the network and churn: {calls: x}}.
     """
     images = source(run)
     condition = images.conditions(run.config)
@@ -323,7 +321,7 @@ def sample(net, run):
         return draw(net, run, condition), images
 
     drawn = {}
-    for name, (one, its_run) in few_calls.pair(net, run, build).items():
+    for name, (one, its_run) in few_calls.rivals(net, run, build).items():
         drawn[name] = {}
         for n in few_calls.CALLS:
             drawn[name][n] = draw(one, its_run.with_settings(steps=n), condition).x

@@ -17,7 +17,7 @@ compare.png, samples_simple.npz, samples_composite.npz and metrics.json to outpu
     python vae_gan.py --train --out outputs/mine        train (downloads MNIST), then sample
     python vae_gan.py --train --cond                    encoder and decoder are given the digit
     python vae_gan.py --train --data fashion            clothes instead of digits
-    python vae_gan.py --compare --ckpt RUN --against RUN        two runs of your own
+    python vae_gan.py --compare --ckpt SIMPLE --against COMPOSITE       two runs of your own
 
 A squared error asks for the mean of all digits that z leaves possible, a blur.  The adversary asks
 for a digit that could be real, and because it sees samples of the prior, everywhere in latent
@@ -34,7 +34,7 @@ from functools import partial
 
 from common import cli, digit_job, options, runs
 from common.blocks import channels_last
-from common.classifier import SCRIPTS, load_classifier, make_classifier, perceptual_network
+from common.classifier import CLASSIFIERS, load_classifier, make_classifier, perceptual_network
 from common.cli import flag
 from common.datasets import load
 from common.devices import alone, autocast, average_over_processes, dealt_rows, started_by_torchrun
@@ -59,7 +59,7 @@ class Config(options.Training):
     script = "vae_gan"
     unsaid = {"data": "mnist"}
 
-    data: str = flag.model("mnist", "digits, or clothes: Fashion-MNIST", choices=tuple(SCRIPTS))
+    data: str = flag.model("mnist", "digits, or clothes: Fashion-MNIST", choices=tuple(CLASSIFIERS))
     scheme: str = flag.model("composite", "simple: no d, no D", choices=("simple", "composite"))
     z_dim: int = flag.model(12, "latents", low=1, high=1024)
     beta: float = flag.model(3.0, "weight of the KL; pixel variance is beta / 2", above=0, high=1e6)
@@ -77,7 +77,7 @@ class Config(options.Training):
     n: int = flag.sampling(10_000, "samples of the prior", low=1, also="--n-samples")
     label: int | None = flag.sampling(None, "one digit (default: 0 to 9 in turn)", low=0, high=9)
     compare: bool = flag.sampling(False, "both schemes side by side: the table and the picture")
-    against: str | None = flag.sampling(None, "composite run of --compare", parse=cli.path)
+    against: str | None = flag.sampling(None, "--compare: composite; --ckpt simple", parse=cli.path)
     classifier: str | None = flag.sampling(None, "file of a held-out classifier", parse=cli.path)
     make_classifier: bool = flag.sampling(False, "train such a classifier: classifier.pt")
     data_dir: str = flag.run("data", "folder that holds the images, or will", parse=cli.path)

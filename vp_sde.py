@@ -81,7 +81,7 @@ class Config(FullCrystals):
             asked = ("kind", "theta", "spacing", "vacancy", "jitter")
             self.refuse(typed, *asked, because="--cfg 0 has no condition")
         if self.steps == 1:
-            self.refuse(typed, "grid", "t_end", because="the only call is at t = 1")
+            self.refuse(typed, "sampler", "grid", "t_end", because="the only call is at t = 1")
 
 
 # ------------------------------------------------------------------------------ the schedule
@@ -164,7 +164,7 @@ class UNet(nn.Module):
         return self.embed(torch.cat([waves(log_snr / 2, 0.1, 20, 32), condition.features()], 1))
 
     def position(self, cells, condition):
-        """Turned coordinates of the cells, 1 for 3.2 spacings, and sines: [N, 26, cells, cells]."""
+        """Turned coordinates of the cells, unit 3.2 spacings, and sines: [N, 26, cells, cells]."""
         theta = condition.cont[:, 1] * condition.known
         unit = 3.2 * condition.spacing()  # 32 px in the modes that do not vary it
         uv = turned_coordinates(theta, cells, size=4, unit=unit)  # (N, 2, cells, cells)
@@ -194,7 +194,8 @@ def build(config):
 class Learned:
     """eps(x, t, condition) = (x - alpha x0_hat) / sigma of a network that returns x0_hat.
 
-    Samplers and guidance speak of eps.  The way there and back loses 1e-4 at t = 1, at most.
+    Samplers and guidance speak of eps.  The way there and back costs a rounding over alpha: a few
+    1e-4 at t = 1.
     """
 
     def __init__(self, net, run):
@@ -234,9 +235,9 @@ def guided_eps(model, condition, w, x, t):
 def x0_loss(net, schedule, x0, t, eps, condition):
     """Mean square of (x0_hat - x_0) / sigma, with sigma held above 0.2.
 
-    Crystals are simple and noise is not, so x_0 is the easier thing to say.  Over sigma its error
-    is that of v = alpha eps - sigma x_0: no noise level is trivial.  Below 0.2 the quotient would
-    ask for the last digits of pixels that are nearly known.
+    Crystals are simple and noise is not, so x_0 is the easier thing to say.  Divided by sigma, its
+    error is that of v = alpha eps - sigma x_0: no noise level is trivial.  Below 0.2 the quotient
+    would ask for the last digits of pixels that are nearly known.
     """
     alpha, sigma = (expand_like(a, x0) for a in schedule.alpha_sigma(t))
     x_t = alpha * x0 + sigma * eps

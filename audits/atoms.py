@@ -24,7 +24,7 @@ import torch
 NETWORKS = ("vp_sde_full.pt",)
 CALLS = 20  # of DPM-Solver++, a sample; without guidance, which would bend the law
 SEED = 0
-IMAGES = {"vacancy": 288, "jitter": 72, "law": 144}  # 5 % of atoms missing scatter the most
+IMAGES = {"vacancy": 288, "jitter": 72, "law": 144}  # small shares scatter the most
 VACANCIES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
 JITTERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 REQUIRED = 0.15  # of what was asked
@@ -88,7 +88,7 @@ def load(path):
 def drawn(net, run, condition, calls=CALLS, w=1, keys=None):
     """Crystals in [0, 1] of these conditions, float32 [N, 1, H, H], by DPM-Solver++.
 
-    w: of the guidance.  keys [N]: those with the same one have the same noise; default: none has.
+    w: of the guidance.  keys [N]: crystals of one key have the same noise; by default none have.
     """
     model = vp_sde.Learned(net, run)
     times = time_grid(net.schedule, calls, 0.005, "logsnr")
@@ -137,7 +137,7 @@ def as_asked(path, what, value):
 
 
 def of_the_law(path, key, words):
-    """Beside fresh true crystals of the same conditions, whose number is no more than a draw."""
+    """Beside as many fresh true crystals of the same conditions, whose number scatters as well."""
     model, true = measured(path, "law")
     return Claim(f"mode full, any: {words}", true[key], model[key], n=IMAGES["law"])
 

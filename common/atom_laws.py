@@ -220,7 +220,7 @@ def describe_atoms(numbers, true) -> str:
     """Lines of what was found, what the same number of fresh true crystals have, and was asked."""
     lines = [f"atoms at {numbers['sites']} sites of {numbers['images']} crystals:"]
     for key, (words, form) in ROWS.items():
-        if key in numbers:
+        if key in numbers and key in true:
             line = f"  {words:42}{form.format(numbers[key]):>8}   true {form.format(true[key]):>8}"
             asked = numbers.get(f"{key}_asked")
             lines.append(line + (f"   asked {asked:.4g}" if asked is not None else ""))

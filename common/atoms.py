@@ -23,7 +23,7 @@ import torch
 FREE = 16  # rounds in which every atom has a height of its own
 COMMON = 10  # rounds that follow, in which those that are there have one height
 TAU = (0.5, 0.05)  # of the pull: in the first round, and what it falls to
-MARGIN = 3.0  # sites so far inside the image count, pixels: an atom five times 0.6 px away is seen
+MARGIN = 3.0  # pixels from the edge to the sites that count: five times 0.6 px, the most jitter
 RELAX = 0.9  # of a step: neighbours step as well
 
 
@@ -42,7 +42,7 @@ def find_atoms(x, kind, theta, spacing) -> Atoms:
     """The atoms of crystals x, float [N, 1, H, H] in [0, 1], at the sites that were asked for.
 
     kind: int [N]; theta: radians [N] in [0, pi/3]; spacing: pixels, a number or [N].  The aspect of
-    rectangular lattices is fitted first.  Raises ValueError for anything else.
+    rectangular lattices is fitted first.  Raises ValueError for another type or angle.
     """
     kind, theta = checked_condition(kind, theta, x)
     spacing = torch.as_tensor(spacing, dtype=torch.float64, device=x.device).expand(len(x))

@@ -24,13 +24,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-SCRIPTS = {"mnist": "digit_classifier", "fashion": "fashion_classifier"}  # in the checkpoint
+CLASSIFIERS = {  # the name of the file that ships, and of the script in it
+    "mnist": "digit_classifier",
+    "fashion": "fashion_classifier",
+}
 WIDTH = 24  # of the held-out classifier
 STEPS = 1500
 PERCEPTUAL_WIDTH = 16
 PERCEPTUAL_STEPS = 500
 N_REAL = 10_000  # real images that it is shown
-SURE = 0.9  # what it gives a class with more than this probability counts as one of it
+SURE = 0.9  # an image is surely of a class that gets more than this probability
 PART = 250  # images at a time
 LEARNING_RATE = 3e-3
 KNOWN = ("accuracy", "n_real", "share_sure", "frechet_floor", "gradient_energy")
@@ -159,7 +162,7 @@ def make_classifier(run):
         "gradient_energy": gradient_energy(x),
     }
 
-    checkpoint = dict(script=SCRIPTS[config.data], config=settings, contents={})
+    checkpoint = dict(script=CLASSIFIERS[config.data], config=settings, contents={})
     checkpoint |= dict(step=STEPS, seconds=None, real=real, mean=mean, cov=cov)
     checkpoint |= dict(digits=test_u8[:32].clone(), labels=test_labels[:32].clone())
     checkpoint["ema"] = {key: weight.half() for key, weight in net.state_dict().items()}
@@ -173,12 +176,12 @@ def load_classifier(path=None, of="mnist"):
 
     of: the data set whose classes it is to know.
     """
-    path = Path(path or SHIPPED / f"{SCRIPTS[of]}.pt")
+    path = Path(path or SHIPPED / f"{CLASSIFIERS[of]}.pt")
     how = f"make one with vae_gan.py --make-classifier --data {of}"
     if not path.is_file():
         raise ValueError(f"there is no classifier {path}: {how}")
     found = load_checkpoint(path)
-    if found["script"] != SCRIPTS[of]:
+    if found["script"] != CLASSIFIERS[of]:
         raise ValueError(f"{path} holds no classifier of {DATASETS[of].noun}: {how}")
 
     try:

@@ -97,9 +97,10 @@ def measured(made, test, held_out):
 
 
 def opened_pair(build, run):
-    """The two networks of --compare: {scheme: (network, its Run)}.  What they draw is --data.
+    """The two networks of --compare: {scheme: (network, its Run)}.
 
-    Raises ValueError for two that are no pair.
+    Sets data of run.config to what both draw, and data_dir to where it lay, if it lies there still
+    and not in --data-dir.  Raises ValueError for two that are no pair.
     """
     named = {"simple": run.config.ckpt, "composite": run.config.against}
     pair = {}
@@ -114,8 +115,11 @@ def opened_pair(build, run):
         if values[0] != values[1]:
             differ = f"{cli.spelt(key)} is {values[0]} and {values[1]}"
             raise ValueError(f"no fair comparison of these two networks: {differ}")
-    run.config.data = of.trained.data
-    load_classifier(run.config.classifier, run.config.data)  # that there is one, before the work
+    config = run.config
+    config.data = of.trained.data
+    if not present(config.data, config.data_dir) and present(config.data, of.trained.data_dir):
+        config.data_dir = of.trained.data_dir
+    load_classifier(config.classifier, config.data)  # that there is one, before the work
     return pair
 
 
@@ -126,8 +130,9 @@ def describe(numbers, noun) -> str:
     """The numbers of one scheme, or of two and their ratio, beside those of real images."""
     first = next(iter(numbers.values()))
     real = first["real"]
+    floor = real["frechet_floor"] if first["n"] == real["n_real"] else None  # it depends on n
     rows = [
-        ("Frechet distance of samples", "frechet", real["frechet_floor"]),
+        ("Frechet distance of samples", "frechet", floor),
         ("their gradient energy / real", "gradient_energy", 1.0),
         (f"share of them with p > {SURE}", "share_sure", real["share_sure"]),
         ("share that are what was asked", "share_correct", real["accuracy"]),
@@ -135,7 +140,9 @@ def describe(numbers, noun) -> str:
         ("gradient energy / real", "reconstruction_gradient_energy", 1.0),
         ("KL, nats", "kl_nats", None),
     ]
-    heads = [*numbers, "real", *["ratio"][: len(numbers) - 1]]
+    heads = [*numbers, "real"]
+    if len(numbers) == 2:
+        heads.append("ratio")
     lines = [" " * 32 + "".join(f"{head:>11}" for head in heads)]
     for label, key, of_real in rows:
         values = [scheme[key] for scheme in numbers.values() if key in scheme]
@@ -156,8 +163,8 @@ def footnote(first, real, noun):
     if "frechet" in first:
         lines.append(
             "Frechet distance: in the features of a classifier held out of training (accuracy "
-            f"{real['accuracy']:.1%}),\nto {real['n_real']:,} test {noun}; the floor is that of "
-            f"training {noun}."
+            f"{real['accuracy']:.1%}),\nto {real['n_real']:,} test {noun}; that of as many "
+            f"training {noun} is {real['frechet_floor']:.3g}."
         )
     lines.append(
         f"Drawn: {first['n']:,} samples; reconstructed: {first['n_reconstructed']:,} test {noun}."

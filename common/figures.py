@@ -53,7 +53,7 @@ def house_style():
 
 
 def new_figure(width, height, **settings):
-    """An empty figure of so many inches, at 100 dots an inch, which needs no window."""
+    """An empty figure, width x height inches, at 100 dots an inch, which needs no window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -6,7 +6,7 @@
 
 import data
 from common import crystal_job, metrics, pictures
-from common.classifier import SCRIPTS, load_classifier
+from common.classifier import CLASSIFIERS, load_classifier
 from common.datasets import DATASETS, load, present
 from common.files import write_npz
 from common.nearest_crystal import crystal_error
@@ -53,14 +53,14 @@ class Crystals:
 class Published:
     """Read from --data-dir, conditioned on the class, and compared with real images.
 
-    Of digits and clothes a held-out classifier says something even where none are there.
+    Digits and clothes are measured by a held-out classifier, even where the data set is not there.
     """
 
     def __init__(self, run):
         config = run.config
         self.n_classes = CLASSES[config.data]
         self.seed = run.trained.seed
-        self.held_out = load_classifier(of=config.data) if config.data in SCRIPTS else None
+        self.held_out = load_classifier(of=config.data) if config.data in CLASSIFIERS else None
         self.evaluated = 256 if self.held_out else 36
         self.x_u8 = None
         needed = config.train or not self.held_out
@@ -82,14 +82,14 @@ class Published:
         return [f"class {k}" for k in condition.kind[: metrics.TILES].tolist()]
 
     def real(self, n, seed):
-        """n of the images, or all there are: [n, C, H, H] in [-1, 1]."""
+        """n of the images, all there are, or none: [n, C, H, H] in [-1, 1]."""
         if self.x_u8 is None:
             return torch.empty(0)
         rows = torch.randperm(len(self.x_u8), generator=generator(seed, 5))[:n]
         return signed(self.x_u8[rows])
 
     def distances(self, x, real):
-        """Of samples from real images, those that two or more of them have."""
+        """Of samples from real images; those that cannot be measured are left out."""
         found = {}
         if min(len(x), len(real)) > 1:
             found["mmd2_pixels"] = metrics.pixel_mmd2(x, real)
@@ -99,10 +99,14 @@ class Published:
 
     def evaluate(self, x, condition, seed):
         """Numbers of samples, for a line of the log."""
-        return self.distances(x, self.real(len(x), seed))
+        found = self.distances(x, self.real(len(x), seed))
+        if self.held_out:
+            measured = self.held_out.measure(data.unit(x), condition.kind)
+            found["share_correct"] = measured["share_correct"]
+        return found
 
     def floor(self, n, seed):
-        """The same numbers of n real images, compared with n others; none where none are there."""
+        """The distances of up to n real images from as many others; none where none are there."""
         real = self.real(2 * n, seed)
         half = -(-len(real) // 2)
         return self.distances(real[half:], real[:half])
@@ -141,6 +145,7 @@ MEANING = {
     "crystal_error": "crystal error",
     "mmd2_pixels": "MMD^2 of pixels",
     "frechet": "Frechet distance to 10,000 test images in a classifier's features",
+    "share_correct": "share that the classifier takes for what was asked",
 }
 
 
@@ -157,6 +162,20 @@ def image_grid(path, x, captions, title):
 
 def signed(x_u8):
     return x_u8.float() / 127.5 - 1
+
+
+def class_of(text, name):
+    """The class that --kind names, of --data name: a number, or of crystals a type.
+
+    Raises ValueError for what is none.
+    """
+    if name == "crystals" and text in data.KINDS:
+        return data.KINDS.index(text)
+    known = [str(k) for k in range(CLASSES[name])]
+    if text not in known:
+        types = f", or one of {', '.join(data.KINDS)}" if name == "crystals" else ""
+        raise ValueError(f"--kind {text}: the classes of {name} are 0 to {known[-1]}{types}")
+    return int(text)
 
 
 def of_class(kind):

@@ -62,7 +62,7 @@ def captioned_grid(path, tiles, captions, title="", columns=6):
 
 
 def even_columns(n, most=6):
-    """So many columns that n tiles fill their rows evenly: 7 in 2 rows are 4 and 3, not 6 and 1."""
+    """Columns for n tiles, so that rows are evenly full: 7 in 2 rows are 4 and 3, not 6 and 1."""
     rows = -(-n // most)
     return -(-n // rows)
 
@@ -146,7 +146,7 @@ def image_film(path, frames, words, names=(), smooth=None, duration=None, hold=1
     """A GIF of frames [N, 1, H, H] in [0, 1], of which it shows the first 36 images.
 
     words: for each frame, below it.  names: of the columns, above them; without names there are at
-    most six.  smooth: enlarge so many times, by cubic interpolation; else pixels become squares,
+    most six.  smooth: enlarge this many times, by cubic interpolation; else pixels become squares,
     such that the film is about 400 dots wide.
     """
     pictures = []

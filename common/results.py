@@ -96,7 +96,7 @@ def claims_table(name, claims, command):
 def networks_table():
     """How the checkpoints that ship were trained, as they say themselves."""
     from common.checkpoints import SHIPPED, load_checkpoint
-    from common.classifier import SCRIPTS
+    from common.classifier import CLASSIFIERS
 
     rows = []
     for path in sorted(SHIPPED.glob("*.pt")):
@@ -105,7 +105,7 @@ def networks_table():
         size = f"{path.stat().st_size / 1e6:.1f}"
         seconds = duration(made["seconds"])
         command = f"{made['script']}.py"
-        if made["script"] in SCRIPTS.values():  # a classifier, which is no script of its own
+        if made["script"] in CLASSIFIERS.values():  # a classifier, which is no script of its own
             command = "vae_gan.py --make-classifier"
         row = (path.name, f"`{command}`", f"{made['step']:,}", seconds, machine, size)
         rows.append(row)

@@ -59,5 +59,5 @@ def film_steps(schedule, times, n=32, low=-5.0, high=math.inf):
 
 
 def evenly(steps, n):
-    """At most n of so many steps, evenly spread, both ends included: a set of indices."""
+    """At most n of `steps` steps, evenly spread, both ends included: a set of indices."""
     return set(np.linspace(0, steps - 1, min(n, steps)).round().astype(int).tolist())

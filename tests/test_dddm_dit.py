@@ -178,7 +178,8 @@ def test_real_images(here, published, name):
 
     assert dit_run("--data", name, "--ckpt", "run", "--n", 1, "--kind", 7, "--out", "one") == 0
     assert arrays(Path("one"))["kind"].tolist() == [7]
-    assert json.loads(Path("one/metrics.json").read_text()).keys() == {"n", "seconds", "ms_per_image"}
+    one = json.loads(Path("one/metrics.json").read_text())
+    assert one.keys() - {"share_correct"} == {"n", "seconds", "ms_per_image"}
 
 
 def test_without_real_digits_a_classifier_still_measures(here, published, monkeypatch):
@@ -186,7 +187,8 @@ def test_without_real_digits_a_classifier_still_measures(here, published, monkey
     monkeypatch.setattr(image_job, "present", lambda *where, **part: False)
     monkeypatch.delattr(image_job, "load")
     assert dit_run("--data", "mnist", "--ckpt", "run", "--n", 3, "--out", "some") == 0
-    assert json.loads(Path("some/metrics.json").read_text()).keys() == {"n", "seconds", "ms_per_image", "frechet"}
+    numbers = json.loads(Path("some/metrics.json").read_text())
+    assert numbers.keys() == {"n", "seconds", "ms_per_image", "frechet", "share_correct"}
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "crystals"])
@@ -198,18 +200,20 @@ def test_two_networks_by_few_calls(here, published, name, capsys, mistake):
     capsys.readouterr()
     assert dit_run(*pair, "--against", "two", "--out", "both") == 0
     said = capsys.readouterr().out
-    assert "beta 1, lam 1" in said and "beta 2, lam 0" in said
+    assert "beta 1, lam 1, churn 0 " in said and "beta 2, lam 0, churn 1 " in said
     assert Path("both/few_calls.png").stat().st_size > 5000
 
-    assert dit_run(*pair, "--steps", 4, "--out", "alone") == 0
+    assert dit_run(*pair, "--steps", 4, "--churn", 0, "--out", "alone") == 0
     alone, both = (json.loads(Path(f"{out}/metrics.json").read_text()) for out in ("alone", "both"))
     alone["crystal_error"] = alone.get("crystal_error_mean")
-    for key, value in both["beta 1, lam 1"]["4"].items():
+    for key, value in both["beta 1, lam 1, churn 0"]["4"].items():
         assert value == pytest.approx(alone[key], abs=1e-6)
     for key, value in both["floor"].items():
         assert value == pytest.approx(alone[f"{key}_floor"])
 
     assert "--steps has no effect" in mistake(dddm_dit.main, *pair, "--against", "two", "--steps", 4)
+    assert "is the same network as" in mistake(dddm_dit.main, *pair, "--against", "one/last.pt")
+    assert "--n 2 or more" in mistake(dddm_dit.main, *pair[:-1], 1, "--against", "two")
 
 
 def test_networks_of_different_images_are_not_compared(here, published, mistake):
@@ -279,7 +283,8 @@ def test_settings_that_cannot_be(bad, script, flags, words):
 
 @pytest.mark.parametrize("flags, words", [
     (["--width", 100, "--heads", 3], "not divisible by --heads 3"), (["--patch", 7], "--patch 7"),
-    (["--img-size", 60], "--patch 8"), (["--kind", 4], "0 to 3"), (["--theta", 2], "--theta"),
+    (["--img-size", 60], "--patch 8"), (["--kind", 4], "0 to 3, or one of square"), (["--kind", "hexagon"], "square"),
+    (["--data", "mnist", "--kind", "honeycomb"], "the classes of mnist are 0 to 9"), (["--theta", 2], "--theta"),
     (["--data-dir", "x"], "--data-dir has no effect"),
     (["--data", "mnist", "--theta", 0.1], "--theta has no effect"), (["--fid"], "cifar10"),
     (["--data", "mnist", "--img-size", 32], "--img-size has no effect"), (["--data", "cifar10", "--kind", 10], "9")])

@@ -107,7 +107,9 @@ def test_two_networks_of_clothes_are_compared_with_clothes_and_not_with_digits(f
         assert run(*TINY, *clothes, "--out", f"clothes_{scheme}") == 0
     pair = ["--ckpt", "clothes_simple", "--against", "clothes_composite"]
     assert run("--compare", *pair, "--n", 3, "--out", "c") == 0
-    assert numbers(here / "c")["simple"]["real"] == load_classifier(of="fashion").real
+    found = numbers(here / "c")["simple"]
+    assert found["real"] == load_classifier(of="fashion").real
+    assert found["n_reconstructed"] == 40  # where they were trained, since ./data holds none
     line = mistake(vae_gan.main, "--compare", "--ckpt", "clothes_simple", "--against", folder / "composite")
     assert "--data is fashion and mnist" in line
 
