@@ -15,7 +15,8 @@ outputs/dddm_dit/default/.
 
     python dddm_dit.py --kind honeycomb --theta 20deg       36 times the same crystal
     python dddm_dit.py --train --out outputs/mine           train from scratch, then sample
-    python dddm_dit.py --train --data mnist                 digits, from scratch
+    python dddm_dit.py --data mnist                         digits
+    python dddm_dit.py --data mnist --against RUN           a table of two networks by few calls
     python dddm_dit.py --train --data fashion               clothes, from scratch
     python dddm_dit.py --train --config configs/dddm_dit_cifar10.json       for a GPU
     torchrun --standalone --nproc_per_node=2 -- dddm_dit.py --train --particles 4

@@ -68,12 +68,12 @@ class Config(options.OneCrystal, options.Training):
     T: int = flag.model(1000, "steps of the chain", low=2, high=10**5)
     beta_start: float = flag.model(1e-4, "noise rate of step 1", above=0, below=1)
     beta_end: float = flag.model(0.05, "noise rate of step T", above=0, below=1)
-    width: int = flag.model(1024, "of the residual MLP", low=1, high=16384)
+    width: int = flag.model(512, "of the residual MLP", low=1, high=16384)
     t_emb_dim: int = flag.model(64, "sines of the log-SNR, an even number", low=2, high=4096)
     z_target: str = flag.model("mu", "posterior means, or draws", choices=("mu", "sample"))
-    n_latents: int = flag.training(20_000, "crystals that are encoded", low=2)
+    n_latents: int = flag.training(50_000, "crystals that are encoded", low=2)
     p_uncond: float = flag.training(0.1, "share of the training without a condition", low=0, high=1)
-    train_steps: int = flag.training(6000, "optimizer steps", low=1)
+    train_steps: int = flag.training(8000, "optimizer steps", low=1)
     batch_size: int = flag.training(256, "latents a step", low=1)
 
     vae: str = flag.run(
@@ -193,7 +193,7 @@ class Prior(nn.Module):
     standardised, travel with the weights.
     """
 
-    def __init__(self, schedule, z_dim, width=1024, t_emb_dim=64, blocks=3, d_emb=192):
+    def __init__(self, schedule, z_dim, width=512, t_emb_dim=64, blocks=3, d_emb=192):
         super().__init__()
         self.schedule = schedule
         self.t_emb_dim = t_emb_dim
@@ -277,7 +277,7 @@ def train(net, run):
     crystals = TrainingCrystals(of_vae, signed=False)
     crystals.nearest(conditions(of_vae.config))  # a type without examples is refused now
 
-    # Encode the training set, which takes ten seconds, and some crystals that are not in it.
+    # Encode the training set, which takes half a minute, and some crystals that are not in it.
     encoded = latents.encode_training_set(vae_net, of_vae, config.n_latents)
     spread = encoded.log_var.exp().mean(0) if config.z_target == "sample" else 0.0
     net.mean.copy_(encoded.mu.mean(0))

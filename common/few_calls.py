@@ -1,6 +1,6 @@
 """Two networks that draw the same images by 1, 2, 4, ... calls: what a loss is worth, in numbers.
 
-    python dddm_dit.py --ckpt RUN --against OTHER     OTHER: one trained with --beta 2 --lam 0, say
+    python dddm_dit.py --data mnist --against RUN       RUN: one trained with --beta 2 --lam 0, say
 
 Each is drawn with all noise fresh (churn 1, as DDPM) and with none (churn 0, as DDIM), since a
 network of the one loss may suit the one, and a network of the other the other.
