@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 
 import torch
 import torch.distributed as dist
@@ -101,6 +102,9 @@ def process_group(device):
         yield
     finally:
         if dist.is_initialized():
+            # A thread of gloo's takes Python's lock to drop the tensors of its last work; whoever
+            # takes the group apart may hold that lock, and waits for the thread.  Let it be first.
+            time.sleep(0.1)
             dist.destroy_process_group()
 
 

@@ -88,28 +88,27 @@ class Published:
         rows = torch.randperm(len(self.x_u8), generator=generator(seed, 5))[:n]
         return signed(self.x_u8[rows])
 
-    def distances(self, x, real):
-        """Of samples from real images; those that cannot be measured are left out."""
+    def measured(self, x, real, kind=None):
+        """Numbers of samples beside real images; what cannot be measured is left out.
+
+        kind: the classes that were asked for, int64 [N].
+        """
         found = {}
         if min(len(x), len(real)) > 1:
             found["mmd2_pixels"] = metrics.pixel_mmd2(x, real)
-        if self.held_out and len(x) > 1:
-            found["frechet"] = self.held_out.measure(data.unit(x))["frechet"]
-        return found
+        if self.held_out and len(x):
+            found |= self.held_out.measure(data.unit(x), kind)
+        return {name: value for name, value in found.items() if name in MEANING}
 
     def evaluate(self, x, condition, seed):
         """Numbers of samples, for a line of the log."""
-        found = self.distances(x, self.real(len(x), seed))
-        if self.held_out:
-            measured = self.held_out.measure(data.unit(x), condition.kind)
-            found["share_correct"] = measured["share_correct"]
-        return found
+        return self.measured(x, self.real(len(x), seed), condition.kind)
 
     def floor(self, n, seed):
-        """The distances of up to n real images from as many others; none where none are there."""
+        """The same of up to n real images beside as many others; nothing where none are there."""
         real = self.real(2 * n, seed)
         half = -(-len(real) // 2)
-        return self.distances(real[half:], real[:half])
+        return self.measured(real[half:], real[:half])
 
     def report(self, drawn, run):
         config = run.config

@@ -244,6 +244,7 @@ def test_ctrl_c_ends_a_long_build_at_once_in_one_line_without_a_trace(tmp_path):
     command = [sys.executable, str(ROOT / "data.py"), "--build", "1000000", "--img-size", "16", "--out", "new/x.pt"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         while not (tmp_path / "new").exists():
+            assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         start = time.monotonic()

@@ -28,6 +28,7 @@ def forked(work, environment, redirect):
     if child:
         return child
     status = 70
+    signal.alarm(120)  # a child that hangs is killed, and its test is red
     try:
         os.environ.update(environment)
         redirect()

@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 
+import test_processes
 from common.checkpoints import load_checkpoint
 
 import matplotlib.pyplot  # noqa: F401  before the forks, like what an optimizer imports when it is made
@@ -238,3 +239,9 @@ def test_two_runs_at_once_under_one_name(which, tmp_path):
         whole(out)
         assert load_checkpoint(out, script)["step"] == 6
         assert not half_written(out)
+
+
+@pytest.mark.parametrize("moment", range(200))
+def test_processes_that_stop_together_end(here, toy_run, monkeypatch, moment):
+    """Seven of 400 hung for ever when a group was taken apart as soon as its last word was said."""
+    test_processes.test_when_one_of_them_is_asked_to_stop_all_leave_at_the_same_step(here, toy_run, monkeypatch)
