@@ -2,8 +2,8 @@
 
     z_t  = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps,   abar_t = prod_{i <= t} (1 - beta_i),  t = 1..T
     loss = |eps - eps_theta(z_t, t, c)|^2 / abar_t,   z_0 the standardised latent of a crystal
-    DDIM: z_s = sqrt(abar_s) z0_hat + sqrt(1 - abar_s - v) eps_hat + sqrt(v) noise,
-          v = eta^2 (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s)
+    DDIM: z_s = sqrt(abar_s) z0_hat + sqrt(1 - abar_s - q) eps_hat + sqrt(q) noise,
+          q = eta^2 (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s)
     With eta = 1 over every t it is DDPM's own sampler.
 
     python latent_prior.py --steps 50
@@ -35,7 +35,7 @@ from itertools import pairwise
 
 import vae
 from common import latents, options, runs
-from common.blocks import expand_like, zeroed
+from common.blocks import expand_like, waves, zeroed
 from common.checkpoints import found_path
 from common.cli import flag, path
 from common.crystal_job import TrainingCrystals, conditions
@@ -52,7 +52,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-PRIORS = {"normal": "N(0, I)", "mop": "MoP", "diffusion": "diffusion prior"}
+NAMES = {"normal": "N(0, I)", "mop": "MoP", "diffusion": "diffusion prior"}
 run_of_vae = partial(latents.run_of_vae, vae)  # the VAE that a config names
 load_vae = partial(latents.load_vae, vae)
 UNINFORMATIVE = 1e-4  # below this abar nothing of z_0 is left to see: few steps spend none there
@@ -64,16 +64,16 @@ CURVES = (LOSS, ("held-out loss by t / T; above 0 at its best: no aspect is know
 class Config(options.OneCrystal, options.Training):
     script = "latent_prior"
 
-    z_dim: int | None = flag.model(None, "latents; the VAE knows their number", low=1)
+    z_dim: int | None = flag.model(None, "latents: must be those of the VAE", low=1)
     T: int = flag.model(1000, "steps of the chain", low=2, high=10**5)
     beta_start: float = flag.model(1e-4, "noise rate of step 1", above=0, below=1)
     beta_end: float = flag.model(0.05, "noise rate of step T", above=0, below=1)
     width: int = flag.model(512, "of the residual MLP", low=1, high=16384)
     t_emb_dim: int = flag.model(64, "sines of the log-SNR, an even number", low=2, high=4096)
     z_target: str = flag.model("mu", "posterior means, or draws", choices=("mu", "sample"))
-    n_latents: int = flag.training(50_000, "crystals that are encoded", low=2)
+    n_latents: int = flag.training(200_000, "crystals that are encoded", low=2)
     p_uncond: float = flag.training(0.1, "share of the training without a condition", low=0, high=1)
-    train_steps: int = flag.training(8000, "optimizer steps", low=1)
+    train_steps: int = flag.training(32_000, "optimizer steps", low=1)
     batch_size: int = flag.training(256, "latents a step", low=1)
 
     vae: str = flag.run(
@@ -153,7 +153,7 @@ class DDPM:
 
         All of T .. 1, or evenly spread in log-SNR where abar is at least 1e-4.  Two fifths of the
         chain are pure noise (abar_T = 1e-11): few steps start where z_0 begins to show.  To start
-        there from N(0, I) misses a mean of a hundredth of z_0.
+        there from N(0, I) ignores that z_t still contains a hundredth of z_0.
         """
         if steps >= self.T:
             return list(range(self.T, 0, -1))
@@ -188,9 +188,9 @@ class Residual(nn.Module):
 class Prior(nn.Module):
     """v_theta(z_t, t, condition) for standardised latents [N, z_dim]: a residual MLP.
 
-    v = alpha eps - sigma z_0, so that eps = sigma z_t + alpha v, whose error in z_0 stays bounded
-    where z_t is all noise: there a sampler of few steps begins.  mean and std, by which latents are
-    standardised, travel with the weights.
+    v = alpha eps - sigma z_0, so that eps = sigma z_t + alpha v.  With v the error in z_0 stays
+    bounded even where z_t is all noise, which is where a sampler of few steps begins.  mean and
+    std, by which latents are standardised, travel with the weights.
     """
 
     def __init__(self, schedule, z_dim, width=512, t_emb_dim=64, blocks=3, d_emb=192):
@@ -216,9 +216,8 @@ class Prior(nn.Module):
 
     def forward(self, z, t, condition):
         """z: [N, z_dim]; t: int64 [N] in 1 .. T."""
-        frequencies = torch.logspace(-1, 1, self.t_emb_dim // 2, device=z.device)
-        angle = self.schedule.log_snr(t)[:, None] / 2 * frequencies
-        emb = self.embed(torch.cat([angle.sin(), angle.cos(), condition.features()], 1))
+        time = waves(self.schedule.log_snr(t) / 2, 0.1, 10, self.t_emb_dim // 2)
+        emb = self.embed(torch.cat([time, condition.features()], 1))
         h = self.stem(z)
         for block in self.blocks:
             h = block(h, emb)
@@ -249,7 +248,7 @@ def loss_of(net, schedule, z0, condition, t, eps):
 
     z0 is standardised.  The minimiser is that of the DDPM objective at every t.  Unweighted, a
     wrong type at abar = 1e-3 would cost a thousandth of what it costs near the data, and be learned
-    last: but there few-step sampling decides it.
+    last, and yet that is where few steps choose it.
     """
     alpha, sigma = (expand_like(a, z0) for a in schedule.alpha_sigma(t))
     z_t = alpha * z0 + sigma * eps
@@ -277,7 +276,7 @@ def train(net, run):
     crystals = TrainingCrystals(of_vae, signed=False)
     crystals.nearest(conditions(of_vae.config))  # a type without examples is refused now
 
-    # Encode the training set, which takes half a minute, and some crystals that are not in it.
+    # Encode the training set, which takes a minute, and some crystals that are not in it.
     encoded = latents.encode_training_set(vae_net, of_vae, config.n_latents)
     spread = encoded.log_var.exp().mean(0) if config.z_target == "sample" else 0.0
     net.mean.copy_(encoded.mu.mean(0))
@@ -297,7 +296,7 @@ def train(net, run):
         eps = torch.randn(z0.shape, generator=g)
         known = torch.rand(n, generator=g) >= config.p_uncond  # the rest is unconditional
         condition = condition._replace(known=known).rows(trainer.rows).to(run.device)
-        z0, t, eps = (v[trainer.rows].to(run.device) for v in (z0, t, eps))
+        z0, t, eps = (a[trainer.rows].to(run.device) for a in (z0, t, eps))
 
         with trainer.autocast():
             z0 = net.standardise(z0)
@@ -328,10 +327,10 @@ def ddim(eps, z, indices, schedule, eta=0.0, noise=None):
 
         # To s: what of the noise stays, and what is drawn anew.
         between = -math.expm1(schedule.log_abar[t] - schedule.log_abar[s])  # 1 - abar_t / abar_s
-        v = (eta * sigma_s / sigma) ** 2 * between
-        z = alpha_s * z0_hat + math.sqrt(max(sigma_s**2 - v, 0.0)) * e
-        if v > 0:
-            z = z + math.sqrt(v) * next(noise)
+        q = (eta * sigma_s / sigma) ** 2 * between
+        z = alpha_s * z0_hat + math.sqrt(max(sigma_s**2 - q, 0.0)) * e
+        if q > 0:
+            z = z + math.sqrt(q) * next(noise)
     yield 0, z, z
 
 
@@ -381,7 +380,7 @@ def report(samples, net, run):
 
     unconditional = ["diffusion"] if config.cfg == 0 else []
     measured, words = latents.compare_priors(
-        run.out, images, PRIORS, condition, of_vae.config, unconditional
+        run.out, images, NAMES, condition, of_vae.config, unconditional
     )
     per_image = 1000 * drawn.seconds / config.n
     return {"n": config.n, "seconds": drawn.seconds, "ms_per_image": per_image} | measured, words

@@ -15,7 +15,7 @@ samples.png, reverse_diffusion.gif, samples.npz and metrics.json to outputs/vp_s
     python vp_sde.py --cfg 0                        no condition: the network invents the crystal
     python vp_sde.py --train --mode full            with vacancies and jitter that can be asked for
     python vp_sde.py --train --out outputs/mine     train from scratch, then sample
-    torchrun --standalone --nproc_per_node=2 -- vp_sde.py --train     the same, by two processes
+    torchrun --standalone --nproc_per_node=2 -- vp_sde.py --train     by two processes
 
 VP-SDE: Song et al. 2021 (arXiv 2011.13456).  x_0-prediction: Li and He 2025 (2511.13720).
 DPM-Solver++(2M): Lu et al. 2022 (2211.01095).  Guidance: Ho and Salimans 2022 (2207.12598).
@@ -60,7 +60,7 @@ class Config(FullCrystals):
     sampler: str = flag.sampling(
         "sde", "reverse SDE; ode: Heun; dpmpp: DPM-Solver++", choices=("sde", "ode", "dpmpp")
     )
-    steps: int = flag.sampling(300, "network calls per sample; ode makes 2 steps - 1", low=1)
+    steps: int = flag.sampling(300, "network calls per sample; ode: 2 STEPS - 1", low=1)
     grid: str = flag.sampling("logsnr", "step spacing", choices=("uniform", "quadratic", "logsnr"))
     cfg: float = flag.sampling(1.5, "guidance weight w; 1 with --oracle", low=0)
     t_end: float = flag.sampling(0.005, "time of the last call, for x_0", above=0, below=1)
@@ -276,8 +276,8 @@ def train(net, run):
 
 
 # ------------------------------------------------------------------------------ the samplers
-# Each takes eps(x, t), a start x at times[0] and decreasing times, and yields (t, x, x0_hat) before
-# every step, and last (0, x_0, x_0), where x_0 is predicted from times[-1].  noise: for the SDE.
+# Each takes eps(x, t), a start x at times[0], decreasing times, the schedule, for the SDE noise.
+# It yields (t, x, x0_hat) at every time, and last (0, x_0, x_0): the prediction from times[-1].
 
 
 def x0_of(x, eps, alpha, sigma):
@@ -311,14 +311,14 @@ def probability_flow(eps, x, times, schedule, noise=None):
         d1, x0_hat = slope(x, t)
         yield t, x, x0_hat
 
-        # Euler to s, the slope there, and back with the mean of both.
+        # Euler to s, the slope there, then the step again with the mean of both.
         d2, _ = slope(x + (s - t) * d1, s)
         x = x + (s - t) * (d1 + d2) / 2
     yield from last_prediction(eps, x, times[-1], schedule)
 
 
 def dpmpp_2m(eps, x, times, schedule, noise=None):
-    """Probability-flow ODE by DPM-Solver++(2M).  With lambda = log(alpha / sigma), exactly,
+    """Probability-flow ODE by DPM-Solver++(2M).  Exactly, with lambda = log(alpha / sigma):
 
         x_s = sigma_s / sigma_t x_t + sigma_s int e^lambda x0_hat(lambda) dlambda,
 

@@ -53,7 +53,7 @@ class Config(options.Training):
     sampler: str = flag.sampling(
         "sde", "reverse SDE; ode: Heun; dpmpp: DPM-Solver++", choices=("sde", "ode", "dpmpp")
     )
-    steps: int = flag.sampling(300, "network calls per sample; ode makes 2 steps - 1", low=1)
+    steps: int = flag.sampling(300, "network calls per sample; ode: 2 STEPS - 1", low=1)
     grid: str = flag.sampling("logsnr", "step spacing", choices=("uniform", "quadratic", "logsnr"))
     t_end: float = flag.sampling(0.001, "time of the last call, for x_0", above=0, below=1)
     n: int = flag.sampling(4096, "samples", low=1, also="--n-samples")
@@ -71,7 +71,7 @@ class Config(options.Training):
             if self.train or self.ckpt:
                 raise ValueError("--oracle has no network: leave --train and --ckpt out")
         if self.steps == 1:
-            self.refuse(typed, "grid", "t_end", because="the only call is at t = 1")
+            self.refuse(typed, "sampler", "grid", "t_end", because="the only call is at t = 1")
 
 
 # ------------------------------------------------------------------------------ the network

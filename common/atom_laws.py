@@ -213,6 +213,7 @@ ROWS = {  # in words, and how it is written
     "angle_error": ("angle, error in degrees", "{:.3f}"),
     "between": ("share of sites neither empty nor an atom", "{:.4f}"),
     "error": ("RMSE to a crystal of these atoms", "{:.4f}"),
+    "type_share": ("share whose type is recovered", "{:.3f}"),
 }
 
 

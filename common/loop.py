@@ -55,7 +55,7 @@ class Trainer:
     net: the network, on run.device.  run: a runs.Run, whose checkpoint is continued if there is
     one.  extra: other modules and optimizers, saved and restored by name.  curves: what loss.png
     shows of the log, panels of pictures.loss_curve.  on_save: functions f(trainer) called after
-    every save, and where a run goes on.
+    every save, and when a run is resumed.
     """
 
     def __init__(
@@ -80,7 +80,8 @@ class Trainer:
         self.on_save = on_save
         self.report_every = min(report_every, self.config.save_every)
 
-        # Where it stands: steps taken, seconds spent, terms of the loss since the last report.
+        # Where it stands: steps taken, the one in progress included, seconds spent, and the terms
+        # of the loss since the last report.
         self.done = 0
         self.seconds = 0.0
         self.sums = {}
@@ -158,8 +159,9 @@ class Trainer:
     def apply(self, norm, **terms):
         """One step of AdamW down the gradients that are there.
 
-        terms: numbers, the loss among them, averaged until the next report.  Raises
-        FloatingPointError for a loss, or a norm of the gradient, that is not finite.
+        terms: numbers, the loss among them, averaged until the next report.  Of several processes
+        all count for the loss, and the first for the other terms.  Raises FloatingPointError for
+        a loss, or a norm of the gradient, that is not finite.
         """
         terms = {name: float(torch.as_tensor(value).detach()) for name, value in terms.items()}
         if not math.isfinite(terms["loss"] + float(norm)):
@@ -211,7 +213,7 @@ class Trainer:
     def draw(self):
         """The pictures of a run that is saved."""
         pictures.loss_curve(self.run.out / "loss.png", self.log, *self.curves)
-        with alone():  # the others are at their next step already
+        with alone():  # the others go on, and wait at their next gradient
             for draw in self.on_save:
                 draw(self)
 

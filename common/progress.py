@@ -1,4 +1,4 @@
-"""The one progress bar: on a terminal only, and gone when the work is done."""
+"""A progress bar: on a terminal only, and gone when the work is done."""
 
 import sys
 

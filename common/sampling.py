@@ -18,12 +18,12 @@ class Drawn:
     """What a sampler has made."""
 
     x: torch.Tensor  # samples: [N, ...]
-    film: list  # of the first 36: (t, x_t, x0_hat) at some moments
+    film: list  # at some moments: (t, x_t, x0_hat) of the first 36 images, (t, x_t) of all points
     seconds: float
 
 
-def progress(total, what, unit):
-    """The bar of anything that takes more than two seconds.  It leaves nothing behind."""
+def batch_bar(total, what, unit):
+    """The bar of what takes more than a second.  It leaves nothing behind."""
     hidden = None if rank() == 0 and what else True  # None: where nobody watches
     settings = dict(dynamic_ncols=True, delay=1, leave=False, disable=hidden)
     return tqdm(total=total, desc=what, unit=unit, **settings)
@@ -38,7 +38,7 @@ def in_batches(n, size, f, what="decoding"):
     slices = [slice(start, min(start + size, n)) for start in range(0, n, size)]
     own = slices[rank() :: processes()] if processes() > 1 else slices
     results = []
-    with progress(len(own), what, "batch") as bar:
+    with batch_bar(len(own), what, "batch") as bar:
         for rows in own:
             results.append(f(rows))
             bar.update()
@@ -73,7 +73,7 @@ def sample_images(trajectory, shape, config, times, schedule=None, keys=None, st
     film = []
     start = time.perf_counter()
     batches = math.ceil(n / config.sample_batch / processes())
-    with progress(batches * calls, "sampling", "step") as bar:
+    with batch_bar(batches * calls, "sampling", "step") as bar:
 
         def draw(rows):
             noise = image_noise(config.seed, keys[rows], shape, stream)
@@ -101,7 +101,7 @@ def sample_points(trajectory, config, times, schedule=None):
     shown = film_steps(schedule, times) if schedule else evenly(len(times) + 1, 33)
     film = []
     start = time.perf_counter()
-    with progress(len(times), "sampling", "step") as bar:
+    with batch_bar(len(times), "sampling", "step") as bar:
         for i, (t, x, _) in enumerate(trajectory(noise)):
             check_finite(t, x)
             if i in shown:

@@ -30,6 +30,14 @@ def in_the_foreground():
         signal.signal(kind, signal.SIG_IGN)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def float32_unless_said():
+    """--precision auto is float32, as on a processor that does not multiply bf16: numbers to 1e-5 on every machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", dict)
+        yield
+
+
 @pytest.fixture(scope="session")
 def mnist_folder(tmp_path_factory):
     """A folder of MNIST and Fashion-MNIST, 40 images of each part, that are blobs with random labels."""

@@ -62,7 +62,7 @@ def test_true_crystals_hold_every_claim(full, perfect):
     claims = [check() for check in checks]
     assert draw is None and all(np.isfinite(claim.measured) for claim in claims)
     required = [claim for claim in claims if claim.tolerance is not None]
-    assert len(required) == 7 and all(claim.holds for claim in required if "asked 0.05" not in claim.claim)
+    assert len(required) == 9 and all(claim.holds for claim in required if "asked 0.05" not in claim.claim)
     assert all("fresh true crystals" in claim.note for claim in required)
 
 

@@ -40,7 +40,7 @@ def test_every_figure_is_listed_and_drawn_in_one_way(capsys):
 def test_every_figure_of_the_readme_has_a_command():
     made = {"crystals.png", "theta_sweep.gif", "strip.png", "crystals_error.png", "S_clouds.gif"}
     made |= {"dddm_dit.png", "reverse_diffusion.gif", "one_step.png", "guidance.png", "solvers.png"}
-    made |= {"training.gif", "web.png"}  # of a training, and of the page
+    made |= {"training.gif", "web.png", "few_calls.png"}  # of a training, the page, two networks
     made |= {"atoms.png", "melting.gif"}
     for figure in gallery.WRITTEN.values():
         made |= {*figure.files.values()}

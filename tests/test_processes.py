@@ -157,7 +157,7 @@ def test_a_rank_without_a_world_is_one_process_and_it_saves(here, toy_run, monke
 
 def test_torchrun_starts_a_script_and_passes_its_flags_on(here, toy_run):
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--", ROOT / "tests" / "toy.py"]
-    words += ["--ckpt", toy_run, "--n-samples", 7, "--sample-batch", 2, "--out", "two"]
+    words += ["--ckpt", toy_run, "--n-samples", 7, "--sample-batch", 2, "--precision", "float32", "--out", "two"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *map(str, words)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

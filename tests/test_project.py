@@ -334,9 +334,9 @@ def test_the_lines_of_python_in_the_readme_run(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     exec(compile(code, "README.md", "exec"), {})
     last = capsys.readouterr().out.splitlines()[-1]
-    x, y, spread = map(float, re.findall(r"-?\d\.\d+", last.split("mean")[1]))
-    assert abs(x - 3) < 0.05 and abs(y + 1) < 0.05  # the centre; the spread is of both coordinates together
-    assert 2 < spread < 2.2
+    x, y, *spread = map(float, re.findall(r"-?\d\.\d+", last.split("mean")[1]))
+    assert abs(x - 3) < 0.05 and abs(y + 1) < 0.05 and len(spread) == 2
+    assert all(abs(s - 0.5) < 0.05 for s in spread)
 
 
 def test_every_picture_of_the_readme_is_there():
