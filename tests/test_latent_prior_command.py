@@ -8,7 +8,7 @@ from functools import partial
 import data
 import latent_prior as lp
 import vae
-from common import latents, loop, metrics, pictures, runs
+from common import cli, latents, loop, metrics, pictures, runs
 from common.checkpoints import ROOT, found_path, load_checkpoint, ship
 from common.crystal_job import TrainingCrystals
 from conftest import arrays, same, state
@@ -320,3 +320,8 @@ def test_what_ships_draws_crystals(name, tmp_path):
     numbers = read(tmp_path / "run" / "metrics.json")
     assert numbers["diffusion"]["crystal_error_mean"] < 0.03 and numbers["mop"]["crystal_error_mean"] < 0.03
     assert path.stat().st_size < 12e6
+
+
+def test_a_chain_may_be_walked_in_all_its_steps(mistake):
+    assert cli.parse(lp.Config, ["--T", "40", "--steps", "40"]).steps == 40
+    assert "more than the chain has" in mistake(lp.main, "--train", "--T", 40, "--steps", 41)

@@ -251,3 +251,7 @@ def test_the_environment_does_not_decide_what_a_picture_looks_like(tmp_path):
     subprocess.run([sys.executable, "-c", program, there], env=environment, check=True)
     for file in here.iterdir():
         assert (there / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_images_are_enlarged_to_192_pixels_or_more():
+    assert [pictures.large(torch.zeros(1, side, side)) for side in (16, 64, 65, 100, 192, 256)] == [12, 3, 3, 2, 1, 1]

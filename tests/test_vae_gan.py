@@ -4,9 +4,10 @@ import json
 import math
 import os
 import signal
+from types import SimpleNamespace
 
 import vae_gan
-from common import classifier, loop
+from common import classifier, digit_job, loop
 from common.checkpoints import load_checkpoint
 from common.classifier import Classifier
 from common.datasets import load
@@ -334,3 +335,15 @@ def test_the_files_of_a_conditional_network_hold_the_digits(folder, tmp_path):
     with np.load(tmp_path / "out" / "samples_simple.npz") as file:
         assert file["digit"].tolist() == [*range(10), 0, 1]
     assert "share_correct" in json.loads((tmp_path / "out" / "metrics.json").read_text())["simple"]
+
+
+def test_numbers_of_a_network_are_beside_those_of_the_digits_it_was_given():
+    held_out = SimpleNamespace(measure=lambda x, digit: {"n_measured": len(x)}, real={})
+    test = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    kl = torch.tensor([[1.0, 0.0, 0.2]]).repeat(5, 1) * torch.arange(5)[:, None]
+    made = digit_job.Drawn(test, None, test / 2, kl, 1.5, None)
+    found = digit_job.measured(made, test, held_out)
+    assert found["kl_nats_of_each_latent"] == pytest.approx([2, 0, 0.4]) and found["kl_nats"] == pytest.approx(2.4)
+    assert found["reconstruction_gradient_energy"] == pytest.approx(0.25)  # of squares
+    assert found["reconstruction_mse"] == pytest.approx(test.square().mean().item() / 4)
+    assert (found["n"], found["n_reconstructed"], found["n_measured"]) == (5, 5, 5)
