@@ -46,7 +46,7 @@ from torch import nn
 USUAL = {  # what depends on the data, unless it is typed
     "crystals": dict(
         img_size=64, patch=8, width=192, depth=6, heads=3, shared=4, xi_dim=2,
-        m=2, batch_size=32, train_steps=5400, lr=1.5e-3, steps=8, churn=0.25, n=36,
+        m=2, batch_size=32, train_steps=10_800, lr=1.5e-3, steps=8, churn=0.25, n=36,
     ),
     "mnist": dict(
         img_size=28, patch=7, width=128, depth=6, heads=2, shared=4, xi_dim=16,

@@ -347,6 +347,7 @@ def draw(net, run, condition):
         eps = partial(guided_eps, model, condition.rows(rows), config.cfg)
         return ddim(eps, next(noise), indices, net.schedule, config.eta, noise)
 
+    # Stream 0 is that of the steps of a training as well: harmless, its draws mean other things.
     drawn = sample_images(trajectory, net.mean.shape, config, indices, stream=0)
     film = [(t, net.restore(z)) for t, z, _ in drawn.film]
     return Drawn(net.restore(drawn.x), film, drawn.seconds)
