@@ -38,6 +38,7 @@ ASPECT = (0.75, 1.35)  # rectangular: b = aspect * a, and the aspect is in no co
 FULL_SPACING = (6.0, 14.0)  # in mode full: a, pixels
 FULL_VACANCY = (0.0, 0.25)  # share of the atoms that is missing
 FULL_JITTER = (0.0, 0.6)  # standard deviation of their displacements, pixels
+FEATURES = 25  # numbers in which a network is told a Condition
 
 # ------------------------------------------------------------------------------ rendering
 
@@ -258,10 +259,9 @@ class Condition(NamedTuple):
         return a.where(self.known & (a > 0), a.new_tensor(SPACING))
 
     def features(self):
-        """One-hot type, labels of order one, harmonics of the angle, "unconditional": [N, 25]."""
+        """One-hot type, labels of order one, harmonics of theta, "unconditional": [N, FEATURES]."""
         known = self.known.float()[:, None]
-        theta = self.cont[:, 1]
-        angles = theta[:, None] * torch.arange(1, 9, device=theta.device)  # [N, 8]
+        angles = self.cont[:, 1:2] * torch.arange(1, 9, device=self.cont.device)  # [N, 8]
         scaled = self.cont * self.cont.new_tensor([0.1, 1, 4, 1])
         labels = torch.cat([F.one_hot(self.kind, 4), scaled, angles.sin(), angles.cos()], 1)
         return torch.cat([labels * known, 1 - known], 1)

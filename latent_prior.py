@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
+import data
 import vae
 from common import latents, options, runs
 from common.blocks import expand_like, waves, zeroed
@@ -197,8 +198,9 @@ class Prior(nn.Module):
         super().__init__()
         self.schedule = schedule
         self.t_emb_dim = t_emb_dim
+        d_told = t_emb_dim + data.FEATURES
         self.embed = nn.Sequential(
-            nn.Linear(t_emb_dim + 25, d_emb), nn.SiLU(), nn.Linear(d_emb, d_emb), nn.SiLU()
+            nn.Linear(d_told, d_emb), nn.SiLU(), nn.Linear(d_emb, d_emb), nn.SiLU()
         )
         self.stem = nn.Linear(z_dim, width)
         self.blocks = nn.ModuleList(Residual(width, d_emb) for _ in range(blocks))
@@ -248,7 +250,7 @@ def loss_of(net, schedule, z0, condition, t, eps):
 
     z0 is standardised.  The minimiser is that of the DDPM objective at every t.  Unweighted, a
     wrong type at abar = 1e-3 would cost a thousandth of what it costs near the data, and be learned
-    last, and yet that is where few steps choose it.
+    last: yet that is where few steps choose the type.
     """
     alpha, sigma = (expand_like(a, z0) for a in schedule.alpha_sigma(t))
     z_t = alpha * z0 + sigma * eps
@@ -347,8 +349,7 @@ def draw(net, run, condition):
         eps = partial(guided_eps, model, condition.rows(rows), config.cfg)
         return ddim(eps, next(noise), indices, net.schedule, config.eta, noise)
 
-    # Stream 0 is that of the steps of a training as well: harmless, its draws mean other things.
-    drawn = sample_images(trajectory, net.mean.shape, config, indices, stream=0)
+    drawn = sample_images(trajectory, net.mean.shape, config, indices)
     film = [(t, net.restore(z)) for t, z, _ in drawn.film]
     return Drawn(net.restore(drawn.x), film, drawn.seconds)
 

@@ -98,7 +98,7 @@ class Encoder(nn.Module):
         super().__init__()
         a, b = widths
         flat = b * (img_size // 16) ** 2 + d_emb
-        self.embed = nn.Sequential(nn.Linear(25, d_emb), nn.SiLU())
+        self.embed = nn.Sequential(nn.Linear(data.FEATURES, d_emb), nn.SiLU())
         self.stem = nn.Conv2d(16, a, 3, padding=1)
         self.enc1 = Block(a, d_emb, groups=2)
         self.down1 = nn.Conv2d(a, b, 2, stride=2)
@@ -128,7 +128,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.cells = img_size // 4
         self.embed = nn.Sequential(
-            nn.Linear(z_dim + 25, d_emb), nn.SiLU(), nn.Linear(d_emb, d_emb), nn.SiLU()
+            nn.Linear(z_dim + data.FEATURES, d_emb), nn.SiLU(), nn.Linear(d_emb, d_emb), nn.SiLU()
         )
         self.maps = nn.Linear(d_emb, 4 * maps)
         self.stem = nn.Conv2d(2 * maps * 11 + 2, width, 1)

@@ -139,7 +139,7 @@ class UNet(nn.Module):
         super().__init__()
         self.schedule = schedule
         a, b, c = widths
-        d_time, d_condition, d_pixels, d_position = 64, 25, 16, 26
+        d_time, d_condition, d_pixels, d_position = 64, data.FEATURES, 16, 26
 
         self.embed = nn.Sequential(
             nn.Linear(d_time + d_condition, d_emb), nn.SiLU(), nn.Linear(d_emb, d_emb), nn.SiLU()
@@ -276,7 +276,7 @@ def train(net, run):
 
 
 # ------------------------------------------------------------------------------ the samplers
-# Each takes eps(x, t), a start x at times[0], decreasing times, the schedule, for the SDE noise.
+# Each takes eps(x, t), a start x at times[0], decreasing times, the schedule; the SDE also noise.
 # It yields (t, x, x0_hat) at every time, and last (0, x_0, x_0): the prediction from times[-1].
 
 

@@ -57,12 +57,12 @@ def merged(results):
 
 
 @torch.no_grad()
-def sample_images(trajectory, shape, config, times, schedule=None, keys=None, stream=2):
+def sample_images(trajectory, shape, config, times, schedule=None, keys=None):
     """Run a sampler on --n images, --sample-batch at a time: a Drawn.
 
     trajectory(rows, noise) is a generator of (t, x, x0_hat), the last with t = 0: a sampler on
     these rows of the conditions.  noise: normals [len(rows), *shape] without end, which for image i
-    depend on (seed, keys[i]), by default (seed, i), and the stream.  times: of its steps; the film
+    depend on (seed, keys[i]) alone, by default (seed, i).  times: of its steps; the film
     shows some of them, evenly spread in the log-SNR of a schedule, or else in number.  Raises
     FloatingPointError for a state that diverges.
     """
@@ -76,7 +76,7 @@ def sample_images(trajectory, shape, config, times, schedule=None, keys=None, st
     with batch_bar(batches * calls, "sampling", "step") as bar:
 
         def draw(rows):
-            noise = image_noise(config.seed, keys[rows], shape, stream)
+            noise = image_noise(config.seed, keys[rows], shape)
             for i, (t, x, x0_hat) in enumerate(trajectory(rows, noise)):
                 check_finite(t, x)
                 if rows.start == 0 and i in shown:

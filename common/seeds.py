@@ -37,9 +37,9 @@ class Noise:
         return self.draw(self.shape)
 
 
-def image_noise(seed, keys, shape, stream=2):
-    """Normals [N, *shape] without end; those of image i depend on (seed, keys[i], stream) alone."""
-    generators = [generator(seed, key, stream) for key in keys]  # 0 and 1 belong to the training
+def image_noise(seed, keys, shape):
+    """Normals [N, *shape] without end; those of image i depend on (seed, keys[i]) alone."""
+    generators = [generator(seed, key, 2) for key in keys]  # 0 and 1 belong to the training
     return Noise(partial(noise_of, generators), shape)
 
 
