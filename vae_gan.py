@@ -64,7 +64,7 @@ class Config(options.Training):
     z_dim: int = flag.model(12, "latents", low=1, high=1024)
     beta: float = flag.model(3.0, "weight of the KL; pixel variance is beta / 2", above=0, high=1e6)
     cond: bool = flag.model(False, "encoder and decoder are given the digit")
-    train_steps: int = flag.training(15_000, "optimizer steps", low=1)
+    train_steps: int = flag.training(36_000, "optimizer steps", low=1)
     batch_size: int = flag.training(64, "digits a step", low=1)
     beta_warmup: int = flag.training(500, "steps over which beta rises from 0", low=0)
     free_bits: float = flag.training(0.0, "nats a latent may hold at a fixed price", low=0)
