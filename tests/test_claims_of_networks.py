@@ -16,7 +16,7 @@ from audits import dddm as few_steps
 from audits import latents, pairs, samplers, score_of_crystals
 from common import posteriors
 from common.checkpoints import SHIPPED
-from common.nearest_crystal import RECTANGULAR
+from common.nearest_crystal import RECTANGULAR, crystal_error
 
 import numpy as np
 import pytest
@@ -166,7 +166,10 @@ def test_claims_about_crystals_without_a_condition(pair, monkeypatch):
     monkeypatch.setattr(score_of_crystals, "unconditional", lambda pair, *sampler: fit)
     claims = [check(pair) for check in score_of_crystals.AT_LENGTH[1:]]
     shares = [claim.measured for claim in claims if "share" in claim.claim]
-    assert shares == pytest.approx([claim.expected for claim in claims if "share" in claim.claim], abs=0.01)
+    told = [claim.expected for claim in claims if "share" in claim.claim]
+    near_one = 0.04 / (data.ASPECT[1] - data.ASPECT[0])  # 0.98 to 1.02
+    assert told == pytest.approx([0.25 + near_one / 4, 0.25 - near_one / 4, 0.25, 0.25])
+    assert shares == pytest.approx(told, abs=0.01)
     assert sum(shares) == pytest.approx(1) and [claim.measured for claim in claims[:2]] == [1, 1]
     assert [claim.tolerance for claim in claims[:2]] == [0.04, None]
     assert claims[-1].measured < 0.02 and claims[-1].n == pytest.approx(256 * shares[1])
@@ -178,3 +181,17 @@ def test_claims_about_the_samplers_leave_rectangular_crystals_out(rows, monkeypa
     claim = samplers.exact_crystals("dpmpp")
     assert_holds(claim, rows)
     assert len(tiles) == claim.n == 9 and RECTANGULAR not in data.default_conditions(36).rows(tiles).kind
+
+
+def test_fresh_crystals_are_those_of_the_conditions_beside_them():
+    """They are the truth against which a score is measured: aspects differ, all else is as it is told."""
+    pair = SimpleNamespace(gmm=None, run=SimpleNamespace(trained=SimpleNamespace(img_size=32)))
+    x, (condition,) = pairs.fresh_data(pair)
+    fit = crystal_error(data.unit(x), condition.kind, condition.cont[:, 1])
+    assert fit.error.max() < 1e-5 and x.min() >= -1 and x.max() == 1
+    aspect = fit.aspect[condition.kind == RECTANGULAR]
+    assert aspect.min() > data.ASPECT[0] and aspect.max() < data.ASPECT[1] and aspect.std() > 0.1
+
+
+def test_a_claim_about_exact_draws_allows_four_standard_errors(rows):
+    assert_holds(few_steps.any_number_of_steps(1, 1), rows)

@@ -94,7 +94,7 @@ def test_equal_frames_for_longer_than_a_gif_can_count_are_refused(tmp_path, mist
     ([np.zeros((2, 4, 4, 3), np.uint8)], {}, r"\[H, W, 3\]"),
     ([np.zeros(4, np.uint8)], {}, r"\[H, W\]"),
     ([np.zeros((0, 4), np.uint8)], {}, r"\[H, W\]"),
-    ([np.zeros((1, 70_000), np.uint8)], {}, "65535"),
+    ([np.zeros((1, 65_536), np.uint8)], {}, "65535"),
     ([ramp(0)], {"duration": 0.0}, "duration"),
     ([ramp(0)], {"duration": -1.0}, "duration"),
     ([ramp(0)], {"duration": float("nan")}, "duration"),

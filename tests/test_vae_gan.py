@@ -347,3 +347,14 @@ def test_numbers_of_a_network_are_beside_those_of_the_digits_it_was_given():
     assert found["reconstruction_gradient_energy"] == pytest.approx(0.25)  # of squares
     assert found["reconstruction_mse"] == pytest.approx(test.square().mean().item() / 4)
     assert (found["n"], found["n_reconstructed"], found["n_measured"]) == (5, 5, 5)
+
+
+def test_the_columns_of_the_table_stand_below_their_heads():
+    """Also where a number has no ratio, or nothing real to stand beside."""
+    real = {"accuracy": 0.99, "n_real": 100, "share_sure": 0.98, "frechet_floor": 4.9}
+    scheme = {"n": 64, "real": real, "n_reconstructed": 32, "frechet": 12.5, "share_sure": 0.5, "kl_nats": 0.0}
+    table = digit_job.describe({"simple": scheme, "composite": scheme}, "digits").splitlines()
+    heads, frechet, sure, kl = table[:4]
+    assert heads.split() == ["simple", "composite", "real", "ratio"]
+    assert len(heads) == len(frechet) == len(sure) == 32 + 4 * 11 and len(kl) == 32 + 3 * 11
+    assert frechet.split()[-3:] == ["12.5", "12.5", "1"] and sure.split()[-2:] == ["0.98", "1"]
