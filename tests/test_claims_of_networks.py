@@ -11,10 +11,11 @@ import data
 import dddm
 import dddm_dit
 import gallery
+import reference_gmm_sde as reference
 import vp_sde
 from audits import dddm as few_steps
-from audits import latents, pairs, samplers, score_of_crystals
-from common import posteriors
+from audits import latents, pairs, samplers, score, score_of_crystals
+from common import distances, posteriors
 from common.checkpoints import SHIPPED
 from common.nearest_crystal import RECTANGULAR, crystal_error
 
@@ -195,3 +196,37 @@ def test_fresh_crystals_are_those_of_the_conditions_beside_them():
 
 def test_a_claim_about_exact_draws_allows_four_standard_errors(rows):
     assert_holds(few_steps.any_number_of_steps(1, 1), rows)
+
+
+# ------------------------------------------------------------------------------------------------ points
+
+
+class Points:
+    """What a claim about points asks of a pair."""
+
+    name = "S"
+    gmm = reference.mixture("S")
+
+
+def test_claims_about_points_are_means_over_the_seeds(monkeypatch):
+    """Exact samples for the exact score, the same moved by a little for the learned one."""
+
+    def cloud(pair, which, seed):
+        x = pair.gmm.sample(256, np.random.default_rng(seed))
+        return [(1.0, np.zeros_like(x)), (0.0, x + moved[which])]
+
+    moved = {"exact": 0.0, "learned": 0.5}
+    monkeypatch.setattr(score, "cloud", cloud)
+    each = {
+        which: [distances.from_mixture(cloud(Points, which, seed)[-1][1], Points.gmm, seed) for seed in range(5)]
+        for which in moved
+    }
+    pair = Points()
+    mmd2 = [report["mmd2"] for report in each["learned"]]
+    assert score.mmd2(pair).measured == pytest.approx(np.mean(mmd2))
+    assert score.scatter_of_mmd2(pair).measured == pytest.approx(np.std(mmd2, ddof=1) / 5**0.5)
+    for name in ("mmd2", "sliced_wasserstein"):
+        for best, which, key in (("exact samples", "learned", f"{name}_floor"), ("exact score", "exact", name)):
+            claim = score.beside(pair, name, best)
+            assert claim.measured == pytest.approx(np.mean([report[name] for report in each["learned"]]))
+            assert claim.expected == pytest.approx(np.mean([report[key] for report in each[which]]))
